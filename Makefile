@@ -1,0 +1,84 @@
+# Every target makes the environment it needs by itself; none expects an active one, and an active one changes nothing.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+unexport CONDA_PREFIX PIP_PREFIX PIP_TARGET PIP_USER PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+# The Python that the environments are made with, 3.11 or newer; when empty, python3.11 or else python3.
+PYTHON ?=
+# More arguments for pytest (`make test PYTEST_ARGS="-n 2 -k lookahead"`) and for the demo.
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+LOCK_ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PROTO_INSTALLED := .venv-proto/.installed
+SCRIPTS := $(wildcard tools examples benchmarks)
+CODE := client server $(SCRIPTS) $(wildcard tests)
+
+# An environment holds absolute paths: one that came along with a moved or copied checkout would run the code of the old
+# place, so it is made anew.
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif
+ifneq ($(shell cat $(PROTO_INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(PROTO_INSTALLED)
+endif
+
+.PHONY: help setup demo test lint types fmt proto bench lock clean
+
+help: ## Say what the targets are (the default)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make .venv from requirements.lock, with both distributions editable
+	@echo "Ready. Next: 'make demo' trains a small network against a server, 'make help' lists the rest."
+
+demo: $(INSTALLED) ## Train on handwritten digits against a server on this machine (DEMO_ARGS)
+	@$(BIN)/python examples/digits/demo.py $(DEMO_ARGS)
+
+# The executable and not `python -m pytest`: the latter puts the root on sys.path, where client/ and server/ would be
+# importable as namespace packages.
+test: $(INSTALLED) ## Run the tests (PYTEST_ARGS)
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED) $(PROTO_INSTALLED) ## Check style, layers, protos, and that what is generated is fresh
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/lint-imports --no-logo
+	.venv-proto/bin/python tools/generate_protos.py --check
+	tools/lint_protos.sh
+	@if [ -f tools/generate_errors_doc.py ]; then \
+		echo "$(BIN)/python tools/generate_errors_doc.py --check"; \
+		$(BIN)/python tools/generate_errors_doc.py --check; \
+	fi
+
+types: $(INSTALLED) ## Check types
+	$(BIN)/mypy
+
+fmt: $(INSTALLED) ## Format, and fix what can be fixed by itself
+	$(BIN)/ruff check --fix-only $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+proto: $(PROTO_INSTALLED) ## Generate client/src/kedge/v1 from proto/
+	@.venv-proto/bin/python tools/generate_protos.py
+	@rm -rf .mypy_cache # it remembers of a module that is new now that there was none
+
+bench: $(INSTALLED) ## Measure the exchange of gradients and weights
+	@$(BIN)/python benchmarks/exchange.py --layout resnet50 --workers 1,2,4
+
+lock: ## Resolve requirements.lock and requirements-proto.lock anew (LOCK_ARGS=--upgrade for the newest)
+	@PYTHON='$(PYTHON)' tools/make_locks.sh $(LOCK_ARGS)
+
+clean: ## Remove the environments, the caches and what was built
+	rm -rf .venv .venv-proto .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf dist client/dist server/dist
+	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml server/pyproject.toml tools/make_venv.sh
+	@PYTHON='$(PYTHON)' tools/make_venv.sh .venv requirements.lock client server
+
+$(PROTO_INSTALLED): requirements-proto.lock tools/make_venv.sh
+	@PYTHON='$(PYTHON)' tools/make_venv.sh .venv-proto requirements-proto.lock

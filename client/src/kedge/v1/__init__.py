@@ -1,0 +1,1 @@
+"""Messages generated from proto/kedge/v1; `make proto` writes them anew."""

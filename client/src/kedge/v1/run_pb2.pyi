@@ -1,0 +1,131 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from kedge.v1 import optimizer_pb2 as _optimizer_pb2
+from kedge.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RunView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RUN_VIEW_UNSPECIFIED: _ClassVar[RunView]
+    RUN_VIEW_BASIC: _ClassVar[RunView]
+    RUN_VIEW_FULL: _ClassVar[RunView]
+
+class StalenessScaling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STALENESS_SCALING_UNSPECIFIED: _ClassVar[StalenessScaling]
+    STALENESS_SCALING_NONE: _ClassVar[StalenessScaling]
+    STALENESS_SCALING_INVERSE: _ClassVar[StalenessScaling]
+RUN_VIEW_UNSPECIFIED: RunView
+RUN_VIEW_BASIC: RunView
+RUN_VIEW_FULL: RunView
+STALENESS_SCALING_UNSPECIFIED: StalenessScaling
+STALENESS_SCALING_NONE: StalenessScaling
+STALENESS_SCALING_INVERSE: StalenessScaling
+
+class Run(_message.Message):
+    __slots__ = ("name", "create_time", "manifest", "parameter_count", "optimizer", "aggregation", "state")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    create_time: _timestamp_pb2.Timestamp
+    manifest: _tensor_pb2.Manifest
+    parameter_count: int
+    optimizer: _optimizer_pb2.Optimizer
+    aggregation: Aggregation
+    state: RunState
+    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., parameter_count: _Optional[int] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., state: _Optional[_Union[RunState, _Mapping]] = ...) -> None: ...
+
+class RunState(_message.Message):
+    __slots__ = ("step", "lookahead_sync_count", "learning_rate", "workers", "round", "applied_count", "rejected_counts", "loss", "waiting_for")
+    class RejectedCountsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_SYNC_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    lookahead_sync_count: int
+    learning_rate: float
+    workers: _containers.RepeatedCompositeFieldContainer[Worker]
+    round: Round
+    applied_count: int
+    rejected_counts: _containers.ScalarMap[str, int]
+    loss: float
+    waiting_for: str
+    def __init__(self, step: _Optional[int] = ..., lookahead_sync_count: _Optional[int] = ..., learning_rate: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., applied_count: _Optional[int] = ..., rejected_counts: _Optional[_Mapping[str, int]] = ..., loss: _Optional[float] = ..., waiting_for: _Optional[str] = ...) -> None: ...
+
+class Round(_message.Message):
+    __slots__ = ("contribution_count", "required_count")
+    CONTRIBUTION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    contribution_count: int
+    required_count: int
+    def __init__(self, contribution_count: _Optional[int] = ..., required_count: _Optional[int] = ...) -> None: ...
+
+class Worker(_message.Message):
+    __slots__ = ("name", "epoch", "lease_remaining", "last_sequence", "applied_count", "rejected_count", "last_staleness", "last_loss")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LEASE_REMAINING_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LAST_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    LAST_LOSS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    epoch: int
+    lease_remaining: _duration_pb2.Duration
+    last_sequence: int
+    applied_count: int
+    rejected_count: int
+    last_staleness: int
+    last_loss: float
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., last_sequence: _Optional[int] = ..., applied_count: _Optional[int] = ..., rejected_count: _Optional[int] = ..., last_staleness: _Optional[int] = ..., last_loss: _Optional[float] = ...) -> None: ...
+
+class Aggregation(_message.Message):
+    __slots__ = ("synchronous", "asynchronous")
+    SYNCHRONOUS_FIELD_NUMBER: _ClassVar[int]
+    ASYNCHRONOUS_FIELD_NUMBER: _ClassVar[int]
+    synchronous: Synchronous
+    asynchronous: Asynchronous
+    def __init__(self, synchronous: _Optional[_Union[Synchronous, _Mapping]] = ..., asynchronous: _Optional[_Union[Asynchronous, _Mapping]] = ...) -> None: ...
+
+class Synchronous(_message.Message):
+    __slots__ = ("quorum", "timeout")
+    QUORUM_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    quorum: int
+    timeout: _duration_pb2.Duration
+    def __init__(self, quorum: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class Asynchronous(_message.Message):
+    __slots__ = ("max_staleness", "scaling")
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
+    max_staleness: int
+    scaling: StalenessScaling
+    def __init__(self, max_staleness: _Optional[int] = ..., scaling: _Optional[_Union[StalenessScaling, str]] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""What client and server must agree on: names, errors, manifests, chunks and the proto forms of configuration."""

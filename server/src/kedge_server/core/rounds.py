@@ -1,0 +1,63 @@
+"""When a round closes, and how its contributions weigh: pure functions of what is known."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kedge.policies import Asynchronous, Policy
+
+
+class RoundFacts(NamedTuple):
+    """What is known of an open round."""
+
+    contribution_count: int
+    opened_at_seconds: float | None
+    """When its first contribution came; None before."""
+    live_count: int
+    """Workers that hold a lease."""
+    is_formed: bool
+    """Whether as many workers as the quorum have been alive at one time since the run was last empty."""
+
+
+class Decision(NamedTuple):
+    """Whether a round closes now, and why."""
+
+    close: bool
+    reason: str
+    required_count: int
+    """The contributions that close it."""
+    look_again_at_seconds: float | None = None
+    """When time alone may change the answer."""
+
+
+def decide(now_seconds: float, facts: RoundFacts, policy: Policy) -> Decision:
+    """Decides on an open round."""
+    if isinstance(policy, Asynchronous):
+        return Decision(facts.contribution_count > 0, "EACH_CONTRIBUTION", 1)
+    required = min(policy.quorum, max(facts.live_count, 1)) if facts.is_formed else policy.quorum
+    if facts.contribution_count >= policy.quorum:
+        return Decision(True, "QUORUM_REACHED", required)
+    if facts.contribution_count >= required:
+        return Decision(True, "ALL_LIVE_CONTRIBUTED", required)
+    if policy.timeout_seconds is None or facts.opened_at_seconds is None:
+        return Decision(False, "WAITING_FOR_QUORUM", required)
+    ends_at = facts.opened_at_seconds + policy.timeout_seconds
+    if now_seconds >= ends_at:
+        return Decision(True, "TIMEOUT", required)
+    return Decision(False, "WAITING_FOR_QUORUM", required, ends_at)
+
+
+def waiting_for(facts: RoundFacts, policy: Policy) -> str:
+    """What keeps the run from stepping, in words; empty when nothing unusual does."""
+    if isinstance(policy, Asynchronous) or facts.is_formed or facts.live_count >= policy.quorum:
+        return ""
+    missing = policy.quorum - facts.live_count
+    return f"{missing} more worker{'s' if missing > 1 else ''} to join: the quorum is {policy.quorum}, {facts.live_count} live"
+
+
+def mean_weights(example_counts: Sequence[int], staleness: Sequence[int], policy: Policy) -> list[float]:
+    """The factor of each contribution: its share of the examples, scaled by staleness where the policy says so."""
+    total = sum(example_counts)
+    shares = [count / total for count in example_counts]
+    if isinstance(policy, Asynchronous) and policy.scaling == "inverse":
+        return [share / (1 + steps) for share, steps in zip(shares, staleness, strict=True)]
+    return shares

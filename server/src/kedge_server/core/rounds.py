@@ -61,3 +61,16 @@ def mean_weights(example_counts: Sequence[int], staleness: Sequence[int], policy
     if isinstance(policy, Asynchronous) and policy.scaling == "inverse":
         return [share / (1 + steps) for share, steps in zip(shares, staleness, strict=True)]
     return shares
+
+
+def mean_loss(losses: Sequence[tuple[float | None, int]]) -> float | None:
+    """The mean of (loss, example_count) pairs, over those that have a loss."""
+    known = [(loss, count) for loss, count in losses if loss is not None]
+    return sum(loss * count for loss, count in known) / sum(count for _, count in known) if known else None
+
+
+def is_formed(was_formed: bool, live_count: int, policy: Policy) -> bool:
+    """Whether the quorum has been alive at one time since the run was last empty."""
+    if isinstance(policy, Asynchronous) or live_count == 0:
+        return False
+    return was_formed or live_count >= policy.quorum

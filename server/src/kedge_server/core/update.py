@@ -7,7 +7,7 @@ never donated, because snapshots for readers share them; after a lookahead sync 
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +43,12 @@ class Scalars(NamedTuple):
 class _Kernels(NamedTuple):
     """The compiled functions of one kind of optimizer."""
 
-    fast: Callable[..., Block]
-    """(weights, moments, slow, gradients, mean_weights, scalars) -> Block"""
-    sync: Callable[..., Block]
-    """The same for the step that ends a sync period."""
+    fast: Callable[..., tuple[jax.Array, Moments]]
+    """(weights, moments, gradients, factors, scalars) -> (weights, moments)"""
+    sync: Callable[..., tuple[jax.Array, Moments]]
+    """(slow, weights, moments, gradients, factors, scalars) -> (weights and slow weights in one, moments)"""
     aggregate: Callable[..., tuple[jax.Array, jax.Array]]
-    """(gradients, mean_weights) -> (mean, its sum of squares)"""
+    """(gradients, factors) -> (mean, its sum of squares)"""
 
 
 def init_blocks(spec: optim.UpdateSpec, weights: HostBlocks) -> tuple[Block, ...]:
@@ -91,11 +91,19 @@ def apply_round(
         means, squares = zip(*(kernels.aggregate(parts, factors) for parts in per_block), strict=True)
         scalars = scalars._replace(grad_scale=_clip_scale(squares, np.float32(spec.grad_clip_norm)))
         per_block, factors = [(mean,) for mean in means], (np.float32(1),)
-    advance = kernels.sync if spec.ends_sync_period(step) else kernels.fast
+    ends_sync_period = spec.ends_sync_period(step)
     return tuple(
-        advance(block.weights, block.moments, block.slow, parts, factors, scalars)
+        _advance_block(kernels, block, (parts, factors, scalars), ends_sync_period=ends_sync_period)
         for block, parts in zip(blocks, per_block, strict=True)
     )
+
+
+def _advance_block(kernels: _Kernels, block: Block, inputs: tuple[Any, ...], *, ends_sync_period: bool) -> Block:
+    if ends_sync_period:
+        weights, moments = kernels.sync(block.slow, block.weights, block.moments, *inputs)
+        return Block(weights, moments, weights)
+    weights, moments = kernels.fast(block.weights, block.moments, *inputs)
+    return Block(weights, moments, block.slow)
 
 
 def _scalars(spec: optim.UpdateSpec, step: int) -> Scalars:
@@ -130,24 +138,21 @@ def _kind(spec: optim.UpdateSpec) -> _Kind:
 
 @cache
 def _kernels(kind: _Kind) -> _Kernels:
-    compiled = partial(jax.jit, donate_argnums=1)
     return _Kernels(
-        compiled(partial(_advance, kind, False)),  # noqa: FBT003  positional, as jit's argument numbers are
-        compiled(partial(_advance, kind, True)),  # noqa: FBT003
-        jax.jit(_aggregate),
+        fast=jax.jit(partial(_fast_step, kind), donate_argnums=1),
+        sync=jax.jit(partial(_sync_step, kind), donate_argnums=2),
+        aggregate=jax.jit(_aggregate),
     )
 
 
-def _advance(
+def _fast_step(
     kind: _Kind,
-    ends_sync_period: bool,
     weights: jax.Array,
     moments: Moments,
-    slow: jax.Array | None,
     gradients: Sequence[jax.Array],
     factors: Sequence[jax.Array],
     scalars: Scalars,
-) -> Block:
+) -> tuple[jax.Array, Moments]:
     g = _mean(gradients, factors)
     if kind.clips_norm:
         g = g * scalars.grad_scale
@@ -156,10 +161,12 @@ def _advance(
     if kind.decays:
         g = g + scalars.weight_decay * weights
     direction, moments = rule_of(kind.base).direction(g, weights, moments, scalars.rule)
-    fast = weights - scalars.lr * direction
-    if ends_sync_period and slow is not None:
-        fast = slow = _toward(slow, fast, kind.alpha)
-    return Block(fast, moments, slow)
+    return weights - scalars.lr * direction, moments
+
+
+def _sync_step(kind: _Kind, slow: jax.Array, *arguments: Any) -> tuple[jax.Array, Moments]:
+    fast, moments = _fast_step(kind, *arguments)
+    return _toward(slow, fast, kind.alpha), moments
 
 
 def _toward(slow: jax.Array, fast: jax.Array, alpha: float) -> jax.Array:

@@ -1,0 +1,148 @@
+"""The server's configuration: one TOML file, and KEDGE_SECTION__FIELD variables over it. Unknown keys are errors.
+
+What belongs to a run (its optimizer, its aggregation) is not here: a run's creator chooses that.
+"""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+_ENVIRONMENT_NAME = re.compile(r"KEDGE_([A-Z]+)__([A-Z_]+)")
+_MIB = 1 << 20
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used. The message names the key and says what to do."""
+
+
+def _check_listen(listen: str) -> str:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004  the largest port
+        raise ValueError("write HOST:PORT, as in 127.0.0.1:50051 or [::1]:50051; port 0 picks a free one")
+    return listen
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ServerSection(_Section):
+    """Where it listens, and how it ends."""
+
+    listen: Annotated[str, AfterValidator(_check_listen)] = "127.0.0.1:50051"
+    """HOST:PORT; port 0 picks a free one."""
+    insecure: bool = False
+    """Serve beyond loopback without TLS and authentication."""
+    data_dir: Path | None = None
+    """Where runs are to be kept. This version keeps them in memory only, and says so when this is set."""
+    grace_seconds: float = Field(default=10.0, ge=0)
+    """How long a stopping server waits for calls in flight."""
+    max_concurrent_streams: int = Field(default=1024, ge=1)
+    """Streams that one connection may hold open."""
+
+
+class LeasesSection(_Section):
+    """How long a silent worker keeps its place."""
+
+    default_seconds: float = Field(default=10.0, gt=0)
+    """The lease of a worker that asks for none."""
+    min_seconds: float = Field(default=0.5, gt=0)
+    """The shortest lease granted."""
+    max_seconds: float = Field(default=3600.0, gt=0)
+    """The longest lease granted."""
+
+
+class LimitsSection(_Section):
+    """What bounds the server, whatever its peers send."""
+
+    staging_bytes: int = Field(default=8192 * _MIB, ge=_MIB)
+    """Gradients and initial weights on their way in, all runs together."""
+    runs: int = Field(default=1000, ge=1)
+    """Runs held at once."""
+    workers_per_run: int = Field(default=1024, ge=1)
+    """Leases held at once in a run."""
+    parameters_per_run: int = Field(default=2_000_000_000, ge=1)
+    """Parameters of a run."""
+
+
+class DeviceSection(_Section):
+    """The accelerator."""
+
+    block_elements: int | None = Field(default=None, ge=1)
+    """The length of a block of state; unset: the platform's best, 1 Mi elements on a CPU and 32 Mi elsewhere."""
+
+
+class LogSection(_Section):
+    """The log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important level that is written."""
+    format: Literal["text", "json"] = "text"
+    """Text for people, or one JSON object a line."""
+
+
+class ServerConfig(_Section):
+    """Everything that can be configured."""
+
+    server: ServerSection = ServerSection()
+    leases: LeasesSection = LeasesSection()
+    limits: LimitsSection = LimitsSection()
+    device: DeviceSection = DeviceSection()
+    log: LogSection = LogSection()
+
+
+def load(path: Path | None = None, *, overrides: dict[str, dict[str, Any]] | None = None) -> ServerConfig:
+    """Reads the file, then the environment, then the overrides; the last one that sets a key wins.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key, or a value out of range.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in (_from_file(path), _from_environment(), overrides or {}):
+        for section, values in layer.items():
+            if not isinstance(values, dict):
+                raise ConfigError(f"{section} is not a section: write it under a [section] heading")
+            merged.setdefault(section, {}).update(values)
+    try:
+        return ServerConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(detail) for detail in error.errors())) from error
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _from_environment() -> dict[str, dict[str, Any]]:
+    layer: dict[str, dict[str, Any]] = {}
+    for name, value in os.environ.items():
+        match = _ENVIRONMENT_NAME.fullmatch(name)
+        if match:
+            layer.setdefault(match[1].lower(), {})[match[2].lower()] = value
+    return layer
+
+
+def _explain(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(detail["loc"]))
+        return f"{key} is not a key of the configuration: known here are {known}"
+    return f"{key} = {detail['input']!r}: {detail['msg']}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    if len(location) == 1:
+        return list(ServerConfig.model_fields)
+    section = ServerConfig.model_fields[location[0]].annotation
+    return list(getattr(section, "model_fields", ()))

@@ -1,0 +1,81 @@
+"""The thread that owns JAX, and the writer that keeps one run's state there.
+
+Nothing else in the server calls JAX. A call into the thread is awaited by the loop, never waited for.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from kedge import optim
+from kedge_server.core import update
+from kedge_server.engine.snapshots import Snapshot
+
+ResultT = TypeVar("ResultT")
+
+_BLOCK_ELEMENTS = {"cpu": 1 << 20}
+_BLOCK_ELEMENTS_ELSEWHERE = 32 << 20  # on a GPU fewer, larger calls, so that dispatch does not show
+
+
+def default_block_elements() -> int:
+    """The block length that measured best on this platform."""
+    return _BLOCK_ELEMENTS.get(jax.default_backend(), _BLOCK_ELEMENTS_ELSEWHERE)
+
+
+class DeviceThread:
+    """Runs functions one after the other on the thread that owns JAX."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="kedge-device")
+
+    async def run(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
+        """Calls the function there; the loop goes on meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    def close(self) -> None:
+        """Finishes what was begun."""
+        self._executor.shutdown()
+
+
+class Writer:
+    """The only one who changes a run's weights. Constructed and called on the device thread.
+
+    Args:
+        spec: the optimizer.
+        weights: the initial weights, float32, flat. Copied.
+        block_elements: the length of a block.
+    """
+
+    def __init__(self, spec: optim.UpdateSpec, weights: np.ndarray, block_elements: int) -> None:
+        self._spec = spec
+        self._block_elements = block_elements
+        self._step = 0
+        self._lookahead_sync_count = 0
+        self._blocks = update.init_blocks(spec, self._cut(weights))
+
+    def apply(self, gradients: Sequence[np.ndarray], mean_weights: Sequence[float]) -> Snapshot:
+        """Applies one round and waits for it: afterwards the gradients may be overwritten."""
+        self._step += 1
+        self._lookahead_sync_count += self._spec.ends_sync_period(self._step)
+        blocks = [self._cut(gradient) for gradient in gradients]
+        self._blocks = update.apply_round(
+            self._spec, self._blocks, blocks, mean_weights=mean_weights, step=self._step
+        )
+        jax.block_until_ready(self._blocks)
+        return self.snapshot()
+
+    def snapshot(self) -> Snapshot:
+        """The weights as they are now. On the CPU the arrays are shared with the state, elsewhere copied to the host."""
+        fast = tuple(jax.device_get([block.weights for block in self._blocks]))
+        slow = None
+        if self._spec.sync_period is not None:
+            is_synced = all(block.slow is block.weights for block in self._blocks)
+            slow = fast if is_synced else tuple(jax.device_get([block.slow for block in self._blocks]))
+        return Snapshot(self._step, self._lookahead_sync_count, fast, slow)
+
+    def _cut(self, flat: np.ndarray) -> list[np.ndarray]:
+        return [flat[at : at + self._block_elements] for at in range(0, flat.size, self._block_elements)]

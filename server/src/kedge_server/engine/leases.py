@@ -1,0 +1,155 @@
+"""Who may contribute: the leases of a run's workers. Time comes in as an argument."""
+
+from dataclasses import dataclass, field
+
+from kedge.wire.errors import KedgeError
+from kedge_server.core.ledger import Ledger
+from kedge_server.engine.contributions import Contribution
+
+
+@dataclass
+class Lease:
+    """One epoch of one worker, and what is known of its contributions."""
+
+    worker_id: str
+    epoch: int
+    duration_seconds: float
+    expires_at_seconds: float
+    ledger: Ledger[Contribution] = field(default_factory=Ledger)
+    applied_count: int = 0
+    rejected_count: int = 0
+    last_staleness: int = 0
+    last_loss: float | None = None
+
+
+class LeaseTable:
+    """The leases of a run. Ended ones are remembered, so that a late repetition still finds its result.
+
+    Args:
+        run: the run's name, for messages.
+        worker_limit: how many may be live at once.
+        ended_limit: how many ended ones are remembered.
+    """
+
+    def __init__(self, run: str, *, worker_limit: int, ended_limit: int = 1024) -> None:
+        self._run = run
+        self._worker_limit = worker_limit
+        self._ended_limit = ended_limit
+        self._live: dict[str, Lease] = {}
+        self._ended: dict[tuple[str, int], Lease] = {}
+        self._last_epochs: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        """How many workers live."""
+        return len(self._live)
+
+    @property
+    def live(self) -> list[Lease]:
+        """The live leases, by worker."""
+        return [self._live[worker_id] for worker_id in sorted(self._live)]
+
+    @property
+    def next_expiry_seconds(self) -> float | None:
+        """When the next lease expires, if nothing renews it."""
+        return min((lease.expires_at_seconds for lease in self._live.values()), default=None)
+
+    def is_live(self, lease: Lease) -> bool:
+        """Whether it is the worker's lease now."""
+        return self._live.get(lease.worker_id) is lease
+
+    def join(self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float) -> Lease:
+        """Grants a lease; one that the worker held ends.
+
+        Raises:
+            KedgeError: TOO_MANY_WORKERS.
+        """
+        if worker_id not in self._live and len(self._live) >= self._worker_limit:
+            raise KedgeError(
+                "TOO_MANY_WORKERS",
+                f"{self._run} has {self._worker_limit} workers, as many as limits.workers_per_run allows",
+                limit=self._worker_limit,
+            )
+        if worker_id in self._live:
+            self._end(self._live[worker_id])
+        lease = Lease(worker_id, epoch, duration_seconds, now_seconds + duration_seconds)
+        self._live[worker_id] = lease
+        self._last_epochs[worker_id] = epoch
+        return lease
+
+    def renew(self, lease: Lease, now_seconds: float) -> None:
+        """A sign of life."""
+        lease.expires_at_seconds = now_seconds + lease.duration_seconds
+
+    def count_applied(self, worker_id: str, epoch: int) -> None:
+        """Counts a contribution that became part of a step."""
+        lease = self._live.get(worker_id)
+        if lease is not None and lease.epoch == epoch:
+            lease.applied_count += 1
+
+    def leave(self, worker_id: str, epoch: int) -> None:
+        """Ends a lease, if it still is one."""
+        lease = self._live.get(worker_id)
+        if lease is not None and lease.epoch == epoch:
+            self._end(lease)
+
+    def expire(self, now_seconds: float) -> list[Lease]:
+        """Ends the leases that ran out, and names them."""
+        expired = [lease for lease in self._live.values() if lease.expires_at_seconds <= now_seconds]
+        for lease in expired:
+            self._end(lease)
+        return expired
+
+    def find(self, worker_id: str, epoch: int) -> Lease:
+        """The lease of an epoch, live or ended.
+
+        Raises:
+            KedgeError: WORKER_NOT_FOUND, or what `require_live` raises for an epoch that is no longer remembered.
+        """
+        lease = self._live.get(worker_id)
+        if lease is None or lease.epoch != epoch:
+            lease = self._ended.get((worker_id, epoch))
+        if lease is not None:
+            return lease
+        if worker_id in self._last_epochs:
+            raise self._not_live(worker_id, epoch)
+        raise KedgeError(
+            "WORKER_NOT_FOUND",
+            f"no worker {worker_id!r} has joined {self._run}: join the run first",
+            worker=f"{self._run}/workers/{worker_id}",
+        )
+
+    def require_live(self, lease: Lease) -> None:
+        """Lets only the worker's present lease through.
+
+        Raises:
+            KedgeError: LEASE_EXPIRED or WORKER_SUPERSEDED.
+        """
+        if not self.is_live(lease):
+            raise self._not_live(lease.worker_id, lease.epoch)
+
+    def _not_live(self, worker_id: str, epoch: int) -> KedgeError:
+        current, worker = self._last_epochs[worker_id], f"{self._run}/workers/{worker_id}"
+        if epoch < current:
+            return KedgeError(
+                "WORKER_SUPERSEDED",
+                f"another process has joined as {worker} since: this one may not write any more; "
+                "give each process a worker name of its own",
+                worker=worker,
+                epoch=epoch,
+                current_epoch=current,
+            )
+        return KedgeError(
+            "LEASE_EXPIRED",
+            f"the lease of {worker} has ended: join again; nothing of this call was taken",
+            worker=worker,
+            epoch=epoch,
+        )
+
+    def _end(self, lease: Lease) -> None:
+        del self._live[lease.worker_id]
+        self._ended[lease.worker_id, lease.epoch] = lease
+        while len(self._ended) > self._ended_limit:
+            worker_id, epoch = next(iter(self._ended))
+            del self._ended[worker_id, epoch]
+            if worker_id not in self._live and self._last_epochs.get(worker_id) == epoch:
+                del self._last_epochs[worker_id]

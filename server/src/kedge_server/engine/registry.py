@@ -1,0 +1,184 @@
+"""The runs of a server, by name, and what they share."""
+
+import itertools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from kedge.optim import Optimizer
+from kedge.policies import Policy
+from kedge.wire.errors import KedgeError
+from kedge.wire.manifest import Manifest
+from kedge_server.engine.clock import Clock, LoopClock
+from kedge_server.engine.device import DeviceThread, Writer, default_block_elements
+from kedge_server.engine.run import RunConfig, RunEngine
+from kedge_server.engine.snapshots import Snapshot
+from kedge_server.engine.staging import StagingBuffer, StagingPool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What bounds the server, whatever its peers send."""
+
+    staging_bytes: int
+    runs: int
+    workers_per_run: int
+    parameters_per_run: int
+    lease_seconds: float
+    """The lease of a worker that asks for none."""
+    min_lease_seconds: float
+    max_lease_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """What someone wants created."""
+
+    name: str
+    manifest: Manifest
+    optimizer: Optimizer
+    policy: Policy
+    request_id: str
+
+
+class Registry:
+    """All runs of a server. Belongs to the loop that it is used on.
+
+    Args:
+        limits: what bounds it.
+        block_elements: the length of a block of state; None for the platform's best.
+        clock: the time.
+    """
+
+    def __init__(self, limits: Limits, *, block_elements: int | None = None, clock: Clock | None = None) -> None:
+        self.limits = limits
+        self.staging = StagingPool(limits.staging_bytes)
+        self._block_elements = block_elements
+        self._clock = clock or LoopClock()
+        self._device = DeviceThread()
+        self._runs: dict[str, RunEngine] = {}
+        self._creating: set[str] = set()
+        # Microseconds since 1970 at the start: epochs grow from one server process to the next.
+        self._epochs = itertools.count(int(time.time() * 1e6))
+
+    def get(self, name: str) -> RunEngine:
+        """A run.
+
+        Raises:
+            KedgeError: RUN_NOT_FOUND.
+        """
+        run = self._runs.get(name)
+        if run is None:
+            raise _not_found(name)
+        return run
+
+    def list(self) -> list[RunEngine]:
+        """All runs, by name."""
+        return [self._runs[name] for name in sorted(self._runs)]
+
+    def next_epoch(self) -> int:
+        """A number greater than any before."""
+        return next(self._epochs)
+
+    def lease_seconds(self, wanted: float | None) -> float:
+        """The lease that is granted to who wants this one."""
+        if wanted is None:
+            return self.limits.lease_seconds
+        return min(max(wanted, self.limits.min_lease_seconds), self.limits.max_lease_seconds)
+
+    def find_created(self, new: NewRun) -> RunEngine | None:
+        """The run that an earlier attempt of the same request made, or None if it may be created.
+
+        Raises:
+            KedgeError: RUN_ALREADY_EXISTS, RUN_TOO_LARGE or TOO_MANY_RUNS.
+        """
+        existing = self._runs.get(new.name)
+        if existing is not None and new.request_id and existing.config.request_id == new.request_id:
+            return existing
+        if existing is not None or new.name in self._creating:
+            raise KedgeError(
+                "RUN_ALREADY_EXISTS",
+                f"{new.name} exists: choose another name, or get the run that is there",
+                run=new.name,
+            )
+        self._require_room(new)
+        return None
+
+    async def create(self, new: NewRun, weights: StagingBuffer) -> RunEngine:
+        """Creates a run. Owns the buffer from now on.
+
+        Raises:
+            KedgeError: as `find_created`.
+        """
+        try:
+            existing = self.find_created(new)
+            if existing is not None:
+                return existing
+            self._creating.add(new.name)
+            writer, snapshot = await self._device.run(self._make_writer, new, weights.array)
+            run = self._runs[new.name] = self._make_engine(new, writer, snapshot)
+        finally:
+            self._creating.discard(new.name)
+            weights.release()
+        return run
+
+    def delete(self, name: str) -> None:
+        """Deletes a run.
+
+        Raises:
+            KedgeError: RUN_NOT_FOUND.
+        """
+        run = self.get(name)
+        del self._runs[name]
+        run.end(_not_found(name))
+        self.staging.drop_free(run.config.manifest.element_count)
+
+    async def close(self) -> None:
+        """Applies what was closed, and ends every run."""
+        for run in self._runs.values():
+            await run.drain()
+            run.end(KedgeError("SERVER_DRAINING", "the server is shutting down"))
+        self._device.close()
+
+    def _make_writer(self, new: NewRun, weights: np.ndarray) -> tuple[Writer, Snapshot]:
+        writer = Writer(new.optimizer.spec(), weights, self._block_elements or default_block_elements())
+        return writer, writer.snapshot()
+
+    def _make_engine(self, new: NewRun, writer: Writer, snapshot: Snapshot) -> RunEngine:
+        config = RunConfig(
+            name=new.name,
+            manifest=new.manifest,
+            optimizer=new.optimizer,
+            policy=new.policy,
+            created_at_seconds=time.time(),
+            request_id=new.request_id,
+        )
+        return RunEngine(
+            config,
+            writer,
+            snapshot,
+            device=self._device,
+            clock=self._clock,
+            worker_limit=self.limits.workers_per_run,
+        )
+
+    def _require_room(self, new: NewRun) -> None:
+        limit = self.limits.parameters_per_run
+        if new.manifest.element_count > limit:
+            raise KedgeError(
+                "RUN_TOO_LARGE",
+                f"the model has {new.manifest.element_count} parameters, limits.parameters_per_run is {limit}",
+                limit=limit,
+                parameter_count=new.manifest.element_count,
+            )
+        if len(self._runs) + len(self._creating) >= self.limits.runs:
+            raise KedgeError(
+                "TOO_MANY_RUNS",
+                f"the server holds {len(self._runs)} runs, limits.runs is {self.limits.runs}: delete one",
+                limit=self.limits.runs,
+            )
+
+
+def _not_found(name: str) -> KedgeError:
+    return KedgeError("RUN_NOT_FOUND", f"there is no {name}: create it, or look at the list of runs", run=name)

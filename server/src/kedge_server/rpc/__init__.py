@@ -1,0 +1,1 @@
+"""The gRPC front: from messages to plain values and back. Protobuf ends here."""

@@ -1,0 +1,135 @@
+"""Between messages and the engine's values, for what only the server converts; the rest is `kedge.wire.convert`."""
+
+from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
+from kedge.wire import convert as wire
+from kedge.wire import names
+from kedge_server.core.values import ContributionHeader, PushResult
+from kedge_server.engine.leases import Lease
+from kedge_server.engine.registry import NewRun
+from kedge_server.engine.run import RunEngine, RunState
+from kedge_server.engine.snapshots import Snapshot, Weights
+
+_WEIGHTS: dict[int, Weights] = {
+    tensor_pb2.WEIGHTS_UNSPECIFIED: "fast",
+    tensor_pb2.WEIGHTS_FAST: "fast",
+    tensor_pb2.WEIGHTS_SLOW: "slow",
+    tensor_pb2.WEIGHTS_FAST_AND_SLOW: "fast_and_slow",
+}
+_WEIGHTS_TO_WIRE = {
+    "fast": tensor_pb2.WEIGHTS_FAST,
+    "slow": tensor_pb2.WEIGHTS_SLOW,
+    "fast_and_slow": tensor_pb2.WEIGHTS_FAST_AND_SLOW,
+}
+
+
+def new_run(header: run_service_pb2.CreateRunHeader) -> NewRun:
+    """What a creation asks for.
+
+    Raises:
+        KedgeError: INVALID_NAME, MANIFEST_INVALID, UNSUPPORTED_DTYPE or INVALID_CONFIGURATION.
+    """
+    return NewRun(
+        name=f"runs/{names.check_id(header.run_id, what='run')}",
+        manifest=wire.manifest_from_wire(header.manifest),
+        optimizer=wire.optimizer_from_wire(header.optimizer),
+        policy=wire.policy_from_wire(header.aggregation),
+        request_id=header.request_id[:64],
+    )
+
+
+def contribution_header(header: optimizer_service_pb2.PushHeader) -> tuple[str, ContributionHeader]:
+    """The run and the contribution that a push announces.
+
+    Raises:
+        KedgeError: INVALID_NAME.
+    """
+    worker = names.parse_worker(header.worker)
+    return worker.run, ContributionHeader(
+        worker_id=worker.worker_id,
+        epoch=header.epoch,
+        sequence=header.sequence,
+        base_step=header.base_step,
+        manifest_digest=header.manifest_digest,
+        example_count=header.example_count,
+        loss=header.loss if header.HasField("loss") else None,
+    )
+
+
+def weights_of(spec: optimizer_service_pb2.PullSpec) -> Weights:
+    """Which weights a pull wants; an unknown number reads as fast."""
+    return _WEIGHTS.get(spec.weights, "fast")
+
+
+def weights_header(
+    snapshot: Snapshot, weights: Weights, *, dtype: str, size_bytes: int, digest: bytes
+) -> optimizer_service_pb2.WeightsHeader:
+    """The header of a stream of weights."""
+    return optimizer_service_pb2.WeightsHeader(
+        step=snapshot.step,
+        lookahead_sync_count=snapshot.lookahead_sync_count,
+        weights=_WEIGHTS_TO_WIRE[weights],
+        dtype=wire.dtype_to_wire(dtype),
+        size_bytes=size_bytes,
+        manifest_digest=digest,
+    )
+
+
+def push_result(result: PushResult) -> optimizer_service_pb2.PushResult:
+    """A contribution's result."""
+    return optimizer_service_pb2.PushResult(
+        sequence=result.sequence,
+        outcome=optimizer_service_pb2.PushOutcome.Value(f"PUSH_OUTCOME_{result.outcome.upper()}"),
+        reason=result.reason,
+        message=result.message,
+        step=result.step,
+        staleness=result.staleness,
+    )
+
+
+def run(engine: RunEngine, *, with_manifest: bool) -> run_pb2.Run:
+    """A run as it stands."""
+    config = engine.config
+    message = run_pb2.Run(
+        name=config.name,
+        parameter_count=config.manifest.element_count,
+        optimizer=wire.optimizer_to_wire(config.optimizer),
+        aggregation=wire.policy_to_wire(config.policy),
+        state=_state(engine.state(), config.name),
+    )
+    message.create_time.FromNanoseconds(round(config.created_at_seconds * 1e9))
+    if with_manifest:
+        message.manifest.CopyFrom(wire.manifest_to_wire(config.manifest))
+    return message
+
+
+def _state(state: RunState, run_name: str) -> run_pb2.RunState:
+    message = run_pb2.RunState(
+        step=state.step,
+        lookahead_sync_count=state.lookahead_sync_count,
+        learning_rate=state.learning_rate,
+        workers=[
+            _worker(lease, remaining, run_name)
+            for lease, remaining in zip(state.leases, state.lease_remaining_seconds, strict=True)
+        ],
+        applied_count=state.applied_count,
+        rejected_counts=state.rejected_counts,
+        loss=state.loss,
+        waiting_for=state.waiting_for,
+    )
+    if state.contribution_count:
+        message.round.contribution_count = state.contribution_count
+        message.round.required_count = state.required_count
+    return message
+
+
+def _worker(lease: Lease, remaining_seconds: float, run_name: str) -> run_pb2.Worker:
+    return run_pb2.Worker(
+        name=f"{run_name}/workers/{lease.worker_id}",
+        epoch=lease.epoch,
+        lease_remaining=wire.duration_to_wire(remaining_seconds),
+        last_sequence=lease.ledger.last_sequence,
+        applied_count=lease.applied_count,
+        rejected_count=lease.rejected_count,
+        last_staleness=max(0, lease.last_staleness),
+        last_loss=lease.last_loss,
+    )

@@ -1,0 +1,94 @@
+"""OptimizerService: the way of a gradient in, and of the weights out."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.message import Message
+
+from kedge.v1 import optimizer_service_pb2 as pb
+from kedge.v1 import tensor_pb2
+from kedge.wire import convert as wire
+from kedge.wire import names
+from kedge_server.core.values import PushResult
+from kedge_server.engine.registry import Registry
+from kedge_server.engine.run import RunEngine
+from kedge_server.engine.snapshots import Snapshot
+from kedge_server.rpc import convert, streams
+
+
+class OptimizerServicer:
+    """Answers OptimizerService from a registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def push_gradients(self, requests: AsyncIterator[Any]) -> pb.PushGradientsResponse:
+        """Takes one contribution."""
+        header: pb.PushHeader = await streams.read_header(requests, "header")
+        _, result = await self._receive(requests, header)
+        return pb.PushGradientsResponse(result=convert.push_result(result))
+
+    async def pull_weights(self, request: pb.PullWeightsRequest) -> AsyncIterator[Message | bytes]:
+        """Sends weights of one step."""
+        run = self._registry.get(f"runs/{names.parse_run(request.run)}")
+        async for message in _pull(run, request.pull, pb.PullWeightsResponse):
+            yield message
+
+    async def exchange(self, requests: AsyncIterator[Any]) -> AsyncIterator[Message | bytes]:
+        """Takes contributions and sends weights, in the order asked."""
+        async for request in requests:
+            match streams.kind_of(request):
+                case "push":
+                    run, result = await self._receive(requests, request.push)
+                    yield pb.ExchangeResponse(result=convert.push_result(result))
+                    if request.push.HasField("pull"):
+                        answer = _pull(run, _after(request.push.pull, result), pb.ExchangeResponse)
+                    else:
+                        continue
+                case "pull":
+                    run = self._registry.get(names.parse_worker(request.pull.worker).run)
+                    answer = _pull(run, request.pull.pull, pb.ExchangeResponse)
+                case _:
+                    raise streams.unexpected("push or pull", request)
+            async for message in answer:
+                yield message
+
+    async def _receive(self, requests: AsyncIterator[Any], header: pb.PushHeader) -> tuple[RunEngine, PushResult]:
+        """Receives a contribution whole, submits it, and waits for what becomes of it."""
+        run_name, contribution = convert.contribution_header(header)
+        run = self._registry.get(run_name)
+        dtype = wire.dtype_from_wire(header.dtype)
+        run.check(contribution)
+        gradient = self._registry.staging.acquire(run.config.manifest.element_count)
+        try:
+            bad = await streams.read_values(requests, gradient.array, dtype=dtype, size_bytes=header.size_bytes)
+        except BaseException:
+            gradient.release()
+            raise
+        submitted = run.submit(contribution, gradient, bad)
+        wait_seconds = wire.duration_from_wire(header, "wait")
+        return run, await run.result(submitted, wait_seconds or 0)
+
+
+def _after(spec: pb.PullSpec, result: PushResult) -> pb.PullSpec:
+    """The pull that follows a push: of the step that the contribution went into, at least."""
+    after = pb.PullSpec()
+    after.CopyFrom(spec)
+    if result.outcome == "applied":
+        after.min_step = max(spec.min_step, result.step)
+    return after
+
+
+async def _pull(run: RunEngine, spec: pb.PullSpec, response: type[Any]) -> AsyncIterator[Message | bytes]:
+    weights = convert.weights_of(spec)
+    dtype = wire.dtype_from_wire(spec.dtype, default="float32")
+    run.require_weights(weights)
+    snapshot: Snapshot = await run.wait_for_step(spec.min_step, wire.duration_from_wire(spec, "wait") or 0)
+    encoding = snapshot.encoding(weights, dtype)
+    digest = run.config.manifest.digest
+    yield response(
+        header=convert.weights_header(snapshot, weights, dtype=dtype, size_bytes=encoding.size_bytes, digest=digest)
+    )
+    async for message in encoding.messages():
+        yield message
+    yield response(trailer=tensor_pb2.StreamTrailer(crc32c=encoding.crc32c))

@@ -1,0 +1,103 @@
+"""RunService: creating, reading and leaving runs."""
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from kedge.v1 import run_pb2, run_service_pb2
+from kedge.wire import convert as wire
+from kedge.wire import names
+from kedge.wire.errors import KedgeError
+from kedge_server.engine.registry import Registry
+from kedge_server.rpc import convert, streams
+
+_PAGE_SIZE = 100
+_MAX_PAGE_SIZE = 1000
+
+
+class RunServicer:
+    """Answers RunService from a registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def create_run(self, requests: AsyncIterator[Any]) -> run_service_pb2.CreateRunResponse:
+        """Creates a run from a stream of initial weights."""
+        header: run_service_pb2.CreateRunHeader = await streams.read_header(requests, "header")
+        new = convert.new_run(header)
+        run = self._registry.find_created(new)
+        if run is None:
+            weights = self._registry.staging.acquire(new.manifest.element_count)
+            try:
+                await self._read_weights(requests, header, weights.array)
+            except BaseException:
+                weights.release()
+                raise
+            run = await self._registry.create(new, weights)
+        return run_service_pb2.CreateRunResponse(run=convert.run(run, with_manifest=True))
+
+    async def _read_weights(self, requests: AsyncIterator[Any], header: run_service_pb2.CreateRunHeader, out: Any) -> None:
+        dtype = wire.dtype_from_wire(header.dtype)
+        bad = await streams.read_values(requests, out, dtype=dtype, size_bytes=header.size_bytes)
+        if bad is not None:
+            raise KedgeError(
+                "NON_FINITE_WEIGHTS",
+                f"element {bad} of the initial weights is NaN or infinite: initialise the model anew",
+                element=bad,
+            )
+
+    async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
+        """Reads a run."""
+        run = self._registry.get(_run_name(request.name))
+        is_full = request.view == run_pb2.RUN_VIEW_FULL
+        return run_service_pb2.GetRunResponse(run=convert.run(run, with_manifest=is_full))
+
+    async def list_runs(self, request: run_service_pb2.ListRunsRequest) -> run_service_pb2.ListRunsResponse:
+        """Lists runs; a page token is the name of the last run of the page before."""
+        size = min(request.page_size, _MAX_PAGE_SIZE) if request.page_size > 0 else _PAGE_SIZE
+        runs = [run for run in self._registry.list() if run.config.name > request.page_token]
+        page = runs[:size]
+        return run_service_pb2.ListRunsResponse(
+            runs=[convert.run(run, with_manifest=False) for run in page],
+            next_page_token=page[-1].config.name if len(runs) > size else "",
+        )
+
+    async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
+        """Deletes a run."""
+        self._registry.delete(_run_name(request.name))
+        return run_service_pb2.DeleteRunResponse()
+
+    async def join_run(self, request: run_service_pb2.JoinRunRequest) -> run_service_pb2.JoinRunResponse:
+        """Grants a lease."""
+        run = self._registry.get(_run_name(request.run))
+        worker_id = names.check_id(request.worker_id or f"worker-{uuid.uuid4().hex[:8]}", what="worker")
+        lease = run.join(
+            worker_id,
+            epoch=self._registry.next_epoch(),
+            duration_seconds=self._registry.lease_seconds(wire.duration_from_wire(request, "lease")),
+        )
+        return run_service_pb2.JoinRunResponse(
+            worker=f"{run.config.name}/workers/{worker_id}",
+            epoch=lease.epoch,
+            lease=wire.duration_to_wire(lease.duration_seconds),
+            step=run.snapshot.step,
+        )
+
+    async def heartbeat(self, request: run_service_pb2.HeartbeatRequest) -> run_service_pb2.HeartbeatResponse:
+        """Renews a lease."""
+        worker = names.parse_worker(request.worker)
+        run = self._registry.get(worker.run)
+        lease = run.heartbeat(worker.worker_id, request.epoch)
+        return run_service_pb2.HeartbeatResponse(
+            lease=wire.duration_to_wire(lease.duration_seconds), step=run.snapshot.step
+        )
+
+    async def leave_run(self, request: run_service_pb2.LeaveRunRequest) -> run_service_pb2.LeaveRunResponse:
+        """Ends a lease."""
+        worker = names.parse_worker(request.worker)
+        self._registry.get(worker.run).leave(worker.worker_id, request.epoch)
+        return run_service_pb2.LeaveRunResponse()
+
+
+def _run_name(name: str) -> str:
+    return f"runs/{names.parse_run(name)}"

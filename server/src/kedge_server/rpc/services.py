@@ -1,0 +1,23 @@
+"""Which services there are, and who answers them."""
+
+import grpc
+
+from kedge.v1 import optimizer_service_pb2, run_service_pb2
+from kedge_server.engine.registry import Registry
+from kedge_server.rpc.methods import service_handler
+from kedge_server.rpc.optimizer_servicer import OptimizerServicer
+from kedge_server.rpc.run_servicer import RunServicer
+
+_RUN_SERVICE = run_service_pb2.DESCRIPTOR.services_by_name["RunService"]
+_OPTIMIZER_SERVICE = optimizer_service_pb2.DESCRIPTOR.services_by_name["OptimizerService"]
+
+NAMES: tuple[str, ...] = (_RUN_SERVICE.full_name, _OPTIMIZER_SERVICE.full_name)
+"""The full names of the services, for health checks."""
+
+
+def handlers(registry: Registry) -> tuple[grpc.GenericRpcHandler, ...]:
+    """The handlers of all services, answered from a registry."""
+    return (
+        service_handler(_RUN_SERVICE, RunServicer(registry)),
+        service_handler(_OPTIMIZER_SERVICE, OptimizerServicer(registry)),
+    )

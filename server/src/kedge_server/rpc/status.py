@@ -1,0 +1,37 @@
+"""From an error of the catalogue to a gRPC status with `google.rpc` details."""
+
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from kedge.wire.convert import duration_to_wire
+from kedge.wire.errors import DOMAIN, KedgeError
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: KedgeError) -> None:
+    """Ends the call with the error's status. Always raises."""
+    code = grpc.StatusCode[error.entry.status]
+    details = _status(error, code).SerializeToString()
+    await context.abort(code, error.message, trailing_metadata=((_DETAILS_KEY, details),))
+
+
+def _status(error: KedgeError, code: grpc.StatusCode) -> status_pb2.Status:
+    status = status_pb2.Status(code=code.value[0], message=error.message)
+    status.details.append(
+        _packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    )
+    if error.retry_after_seconds is not None:
+        delay = duration_to_wire(error.retry_after_seconds)
+        status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status
+
+
+def _packed(message: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed

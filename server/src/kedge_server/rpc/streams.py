@@ -1,0 +1,64 @@
+"""The grammar of a stream with values: header, chunk*, trailer; read here for both directions that need it."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import Message
+
+from kedge.wire.codec import Chunk, FlatDecoder
+from kedge.wire.errors import KedgeError
+
+
+async def read_header(requests: AsyncIterator[Any], field: str) -> Any:
+    """The header of a stream that has begun.
+
+    Raises:
+        KedgeError: UNEXPECTED_MESSAGE.
+    """
+    message = await anext(requests, None)
+    if kind_of(message) != field:
+        raise unexpected(field, message)
+    return getattr(message, field)
+
+
+async def read_values(requests: AsyncIterator[Any], out: np.ndarray, *, dtype: str, size_bytes: int) -> int | None:
+    """Reads chunks into `out` up to and with the trailer.
+
+    Returns:
+        The index of the first NaN or infinity, if there is one.
+
+    Raises:
+        KedgeError: SIZE_MISMATCH, UNEXPECTED_MESSAGE, CHECKSUM_MISMATCH or CHUNK_*.
+    """
+    decoder = FlatDecoder(out, dtype=dtype, size_bytes=size_bytes)
+    async for message in requests:
+        if type(message) is Chunk:
+            decoder.add(message)
+        elif kind_of(message) == "trailer":
+            decoder.finish(message.trailer.crc32c)
+            return decoder.non_finite_element
+        else:
+            raise unexpected("chunk or trailer", message)
+    raise unexpected("chunk or trailer", None)
+
+
+def kind_of(message: Message | Chunk | None) -> str:
+    """Which payload a streaming message has; "" for none."""
+    if message is None:
+        return ""
+    if type(message) is Chunk:
+        return "chunk"
+    fields: Any = message
+    return fields.WhichOneof("payload") or ""
+
+
+def unexpected(expected: str, message: Message | Chunk | None) -> KedgeError:
+    """The error for a message that the grammar does not allow here."""
+    got = "the end of the stream" if message is None else kind_of(message) or "an empty message"
+    return KedgeError(
+        "UNEXPECTED_MESSAGE",
+        f"expected {expected}, got {got}: a stream is a header, then chunks, then a trailer",
+        expected=expected,
+        got=got,
+    )

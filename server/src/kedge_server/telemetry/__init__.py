@@ -1,0 +1,1 @@
+"""What the server says of itself. May be used by every layer but `core`."""

@@ -28,7 +28,7 @@ ifneq ($(shell cat $(PROTO_INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(PROTO_INSTALLED)
 endif
 
-.PHONY: help setup demo test lint types fmt proto bench lock clean
+.PHONY: help setup demo test lint types fmt docs proto bench lock clean
 
 help: ## Say what the targets are (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,10 +50,10 @@ lint: $(INSTALLED) $(PROTO_INSTALLED) ## Check style, layers, protos, and that w
 	$(BIN)/lint-imports --no-logo
 	.venv-proto/bin/python tools/generate_protos.py --check
 	tools/lint_protos.sh
-	@if [ -f tools/generate_errors_doc.py ]; then \
-		echo "$(BIN)/python tools/generate_errors_doc.py --check"; \
-		$(BIN)/python tools/generate_errors_doc.py --check; \
-	fi
+	$(BIN)/python tools/generate_errors.py --check
+
+docs: $(INSTALLED) ## Write what is generated from the catalogue of errors
+	@$(BIN)/python tools/generate_errors.py
 
 types: $(INSTALLED) ## Check types
 	$(BIN)/mypy

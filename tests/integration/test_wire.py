@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from kedge.v1 import optimizer_service_pb2 as pb
 from wire_client import (
     WireClient,
     asynchronous,
@@ -14,6 +13,8 @@ from wire_client import (
     sgd,
     stream,
 )
+
+from kedge.v1 import optimizer_service_pb2 as pb
 
 
 def test_crc32c_of_the_support_code_has_the_published_check_value() -> None:
@@ -56,7 +57,7 @@ def test_exchange_answers_pushes_and_pulls_in_order(wire: WireClient, run_id: st
     requests = [pb.ExchangeRequest(pull=pb.ExchangePull(worker=lease.worker, pull=pull))]
     for step in range(2):
         data = floats(1).tobytes()
-        header = push_header(lease, run.manifest.digest, 4, sequence=step + 1, base_step=step, pull=pull)
+        header = push_header(lease, run.manifest.digest, size_bytes=4, sequence=step + 1, base_step=step, pull=pull)
         requests += stream(pb.ExchangeRequest, pb.ExchangeRequest(push=header), data)
     responses = list(wire.call("OptimizerService", "Exchange", requests))
     kinds = [response.WhichOneof("payload") for response in responses]
@@ -82,6 +83,6 @@ def test_float16_on_the_wire(wire: WireClient, run_id: str, dtype: int, numpy_dt
     lease = wire.join(run.name)
     data = np.array([0.5, -0.25], numpy_dtype).tobytes()
     kind = pb.PushGradientsRequest
-    header = push_header(lease, run.manifest.digest, len(data), dtype=dtype)
+    header = push_header(lease, run.manifest.digest, size_bytes=len(data), dtype=dtype)
     wire.push(stream(kind, kind(header=header), data))
     assert wire.pull(run.name)[1].tolist() == [2.5, 1.25]

@@ -33,7 +33,11 @@ class ServerProcess:
         ]
         for thread in self._threads:
             thread.start()
-        self.address = self._read_address()
+        try:
+            self.address = self._read_address()
+        except BaseException:
+            self.stop()
+            raise
 
     def _read_output(self) -> None:
         for line in self.process.stdout:

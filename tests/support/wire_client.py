@@ -149,9 +149,7 @@ def _arity(streaming: bool) -> str:
 
 def chunks(kind: type[Any], data: bytes, size: int = CHUNK) -> list[Any]:
     """Chunk messages of the data."""
-    return [
-        kind(chunk=tensor_pb2.Chunk(offset=at, data=data[at : at + size])) for at in range(0, len(data), size)
-    ]
+    return [kind(chunk=tensor_pb2.Chunk(offset=at, data=data[at : at + size])) for at in range(0, len(data), size)]
 
 
 def stream(kind: type[Any], head: Any, data: bytes, *, checksum: int | None = None) -> list[Any]:
@@ -160,7 +158,7 @@ def stream(kind: type[Any], head: Any, data: bytes, *, checksum: int | None = No
     return [head, *chunks(kind, data), kind(trailer=trailer)]
 
 
-def push_header(lease: Any, digest: bytes, size_bytes: int, **fields: Any) -> optimizer_service_pb2.PushHeader:
+def push_header(lease: Any, digest: bytes, **fields: Any) -> optimizer_service_pb2.PushHeader:
     """A push header with sensible fields, each of which can be overridden."""
     defaults = {
         "worker": lease.worker,
@@ -170,7 +168,6 @@ def push_header(lease: Any, digest: bytes, size_bytes: int, **fields: Any) -> op
         "manifest_digest": digest,
         "example_count": 1,
         "dtype": tensor_pb2.DTYPE_FLOAT32,
-        "size_bytes": size_bytes,
     }
     return optimizer_service_pb2.PushHeader(**(defaults | fields))
 
@@ -179,7 +176,7 @@ def push_stream(lease: Any, digest: bytes, gradient: np.ndarray, **fields: Any) 
     """A whole push of a float32 gradient."""
     data = gradient.astype("<f4").tobytes()
     kind = optimizer_service_pb2.PushGradientsRequest
-    return stream(kind, kind(header=push_header(lease, digest, len(data), **fields)), data)
+    return stream(kind, kind(header=push_header(lease, digest, size_bytes=len(data), **fields)), data)
 
 
 def read_weights(responses: Iterable[Any]) -> tuple[optimizer_service_pb2.WeightsHeader, np.ndarray]:

@@ -1,7 +1,7 @@
 """Optimizers and schedules as plain values: what a run is created with. The arithmetic is the server's.
 
-Names, arguments and defaults are those of `braintools.optim`; deviations are named where they are. Every value is checked
-when it is constructed, and the `ValueError` names the field.
+Names, arguments and defaults are those of `braintools.optim`; deviations are named where they are. Every value is
+checked when it is constructed, and the `ValueError` names the field.
 
 Example:
     >>> from kedge import optim
@@ -13,7 +13,18 @@ import math
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["SGD", "AdaBelief", "Adam", "AdamW", "ConstantLR", "ExponentialLR", "Lookahead", "Optimizer", "Schedule", "StepLR"]
+__all__ = [
+    "SGD",
+    "AdaBelief",
+    "Adam",
+    "AdamW",
+    "ConstantLR",
+    "ExponentialLR",
+    "Lookahead",
+    "Optimizer",
+    "Schedule",
+    "StepLR",
+]
 
 
 class Schedule(Protocol):
@@ -294,7 +305,7 @@ BaseOptimizer = SGD | Adam | AdamW | AdaBelief
 
 @dataclass(frozen=True)
 class Lookahead:
-    """Lookahead: every `sync_period` steps `slow += alpha (fast - slow)`, and the fast weights are reset to the slow ones.
+    """Lookahead: every `sync_period` steps `slow += alpha (fast - slow)`, and fast is reset to slow.
 
     The moments of the base optimizer are kept across a lookahead sync. The options from `lr` on take the place of the
     base optimizer's; weight decay or a clip that is set in both places is refused.
@@ -405,7 +416,7 @@ def _check_clips(norm: float | None, value: float | None) -> None:
 
 def _checked_betas(betas: tuple[float, float]) -> tuple[float, float]:
     pair = tuple(betas)
-    if len(pair) != 2:  # noqa: PLR2004  a pair
+    if len(pair) != 2:
         raise ValueError(f"betas is {betas!r}: it must be a pair (beta1, beta2)")
     for beta in pair:
         _check("betas", beta, 0 <= beta < 1, "a pair of numbers in [0, 1)")

@@ -9,7 +9,12 @@ import typer
 
 from kedge_server import config as configuration
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Kedge: an optimizer as a service.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Kedge: an optimizer as a service.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 app.add_typer(config_app, name="config")
 
@@ -36,8 +41,8 @@ def serve(
     overrides = {"server": {key: value for key, value in given.items() if value is not None}}
     settings = _load(config, overrides)
     # Imported here because JAX takes a second, which the other commands need not wait for.
-    from kedge_server import app as application  # noqa: PLC0415
-    from kedge_server.telemetry import logging  # noqa: PLC0415
+    from kedge_server import app as application
+    from kedge_server.telemetry import logging
 
     logging.configure(level=settings.log.level, format=settings.log.format)
     try:

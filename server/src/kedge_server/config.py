@@ -21,7 +21,7 @@ class ConfigError(Exception):
 
 def _check_listen(listen: str) -> str:
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004  the largest port
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError("write HOST:PORT, as in 127.0.0.1:50051 or [::1]:50051; port 0 picks a free one")
     return listen
 

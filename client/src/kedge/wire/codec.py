@@ -1,7 +1,7 @@
 """The flat range on the wire: chunks, their bytes, their checks.
 
-A protobuf `bytes` field costs a copy at each of parse, access and serialize. The four streaming messages therefore share
-one field number for their chunk, and this module writes and reads exactly that form by hand: wire-compatible with the
+A protobuf `bytes` field costs a copy at each of parse, access and serialize. The streaming messages therefore share one
+field number for their chunk, and this module writes and reads exactly that form by hand: wire-compatible with the
 .proto files, without the copies. Anything else, and any chunk that another encoder lays out differently, goes through
 protobuf.
 
@@ -156,7 +156,7 @@ class FlatEncoder:
         """Yields serialized chunk messages in order."""
         offset = 0
         for pieces in self._gather():
-            data = b"".join(memoryview(self._convert(piece)).cast("B") for piece in pieces)
+            data = b"".join(self._convert(piece).data for piece in pieces)
             self.crc32c = google_crc32c.extend(self.crc32c, data)
             yield encode_chunk(offset, data)
             offset += len(data)
@@ -271,7 +271,7 @@ class FlatDecoder:
             reason = "CHUNK_OVERLAP" if offset < self._position else "CHUNK_GAP"
             raise KedgeError(
                 reason,
-                f"a chunk begins at offset {offset}, expected {self._position}: send chunks in order, without gap or overlap",
+                f"a chunk begins at offset {offset}, expected {self._position}: send them in order, no gap, no overlap",
                 offset=offset,
                 expected=self._position,
             )

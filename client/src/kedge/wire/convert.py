@@ -17,7 +17,12 @@ from kedge.wire.manifest import DTYPES, Manifest
 _DTYPE_TO_WIRE = {name: tensor_pb2.Dtype.Value(f"DTYPE_{name.upper()}") for name in DTYPES}
 _DTYPE_FROM_WIRE = {number: name for name, number in _DTYPE_TO_WIRE.items()}
 
-_RULES: dict[str, type[Any]] = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW, "adabelief": optim.AdaBelief}
+_RULES: dict[str, type[Any]] = {
+    "sgd": optim.SGD,
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+    "adabelief": optim.AdaBelief,
+}
 _SCHEDULES: dict[str, type[Any]] = {
     "constant_lr": optim.ConstantLR,
     "step_lr": optim.StepLR,
@@ -147,10 +152,8 @@ def policy_to_wire(policy: policies.Policy) -> run_pb2.Aggregation:
     if isinstance(policy, policies.Synchronous):
         timeout = duration_to_wire(policy.timeout_seconds)
         return run_pb2.Aggregation(synchronous=run_pb2.Synchronous(quorum=policy.quorum, timeout=timeout))
-    scaling = run_pb2.StalenessScaling.Value(f"STALENESS_SCALING_{policy.scaling.upper()}")
-    return run_pb2.Aggregation(
-        asynchronous=run_pb2.Asynchronous(max_staleness=policy.max_staleness, scaling=scaling)
-    )
+    scaling = f"STALENESS_SCALING_{policy.scaling.upper()}"
+    return run_pb2.Aggregation(asynchronous=run_pb2.Asynchronous(max_staleness=policy.max_staleness, scaling=scaling))
 
 
 def policy_from_wire(message: run_pb2.Aggregation) -> policies.Policy:

@@ -41,7 +41,7 @@ class KedgeError(Exception):
     metadata: dict[str, str]
     retry_after_seconds: float | None
 
-    def __new__(cls, reason: str, message: str, **metadata: object) -> "KedgeError":
+    def __new__(cls, reason: str, *_: object, **__: object) -> "KedgeError":
         """An instance of the reason's family."""
         family = CATALOGUE[reason].exception if cls is KedgeError and reason in CATALOGUE else cls
         return super().__new__(family)
@@ -129,52 +129,205 @@ def _invalid(text: str, *metadata: str) -> Entry:
 CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
     {
         # What was given.
-        "MALFORMED_MESSAGE": _invalid("The bytes are not the message that this method takes: generate from the .proto files of this version."),
-        "UNEXPECTED_MESSAGE": _invalid("The stream's messages are out of order: send a header, then chunks, then a trailer.", "expected", "got"),
+        "MALFORMED_MESSAGE": _invalid(
+            "The bytes are not the message that this method takes: generate from the .proto files of this version."
+        ),
+        "UNEXPECTED_MESSAGE": _invalid(
+            "The stream's messages are out of order: send a header, then chunks, then a trailer.", "expected", "got"
+        ),
         "INVALID_NAME": _invalid("Not a resource name: use runs/{run} and runs/{run}/workers/{worker}.", "name"),
-        "INVALID_CONFIGURATION": _invalid("An optimizer, schedule, policy or setting is out of its range: the field is named.", "field"),
-        "MANIFEST_INVALID": _invalid("A manifest without tensors, with a name twice, or with offsets or a digest that do not fit.", "tensor"),
-        "TENSOR_MISSING": _invalid("A tensor of the manifest is missing: give every one, zeros where there is no gradient.", "tensor"),
-        "TENSOR_UNEXPECTED": _invalid("A tensor that the manifest does not know: leave it out, or create the run anew with it.", "tensor"),
+        "INVALID_CONFIGURATION": _invalid(
+            "An optimizer, schedule, policy or setting is out of its range: the field is named.", "field"
+        ),
+        "MANIFEST_INVALID": _invalid(
+            "A manifest without tensors, with a name twice, or with offsets or a digest that do not fit.", "tensor"
+        ),
+        "TENSOR_MISSING": _invalid(
+            "A tensor of the manifest is missing: give every one, zeros where there is no gradient.", "tensor"
+        ),
+        "TENSOR_UNEXPECTED": _invalid(
+            "A tensor that the manifest does not know: leave it out, or create the run anew with it.", "tensor"
+        ),
         "TENSOR_SHAPE_MISMATCH": _invalid("A tensor's shape is not the manifest's.", "tensor", "expected", "got"),
-        "UNSUPPORTED_DTYPE": _invalid("Only float32, bfloat16 and float16 are held: convert the array first.", "tensor", "dtype"),
-        "UNSUPPORTED_STRUCTURE": _invalid("A tree may hold dicts, lists, tuples and arrays, and its keys no control characters.", "tensor"),
-        "MANIFEST_MISMATCH": _invalid("The digest is not the run's: the gradient is of another model or another order of tensors.", "expected", "got"),
-        "SIZE_MISMATCH": _invalid("The bytes declared are not those of the manifest in this dtype, or not those that came.", "expected", "got"),
+        "UNSUPPORTED_DTYPE": _invalid(
+            "Only float32, bfloat16 and float16 are held: convert the array first.", "tensor", "dtype"
+        ),
+        "UNSUPPORTED_STRUCTURE": _invalid(
+            "A tree may hold dicts, lists, tuples and arrays, and its keys no control characters.", "tensor"
+        ),
+        "MANIFEST_MISMATCH": _invalid(
+            "The digest is not the run's: the gradient is of another model or another order of tensors.",
+            "expected",
+            "got",
+        ),
+        "SIZE_MISMATCH": _invalid(
+            "The bytes declared are not those of the manifest in this dtype, or not those that came.", "expected", "got"
+        ),
         "CHUNK_OUT_OF_RANGE": _invalid("A chunk reaches beyond the end of the flat range.", "offset", "size_bytes"),
         "CHUNK_OVERLAP": _invalid("A chunk begins before the end of the one before it.", "offset", "expected"),
-        "CHUNK_GAP": _invalid("A chunk begins after the end of the one before it: one is missing, or out of order.", "offset", "expected"),
-        "CHUNK_MISALIGNED": _invalid("A chunk's offset or length is no multiple of the dtype's size, or it is empty.", "offset"),
+        "CHUNK_GAP": _invalid(
+            "A chunk begins after the end of the one before it: one is missing, or out of order.", "offset", "expected"
+        ),
+        "CHUNK_MISALIGNED": _invalid(
+            "A chunk's offset or length is no multiple of the dtype's size, or it is empty.", "offset"
+        ),
         "NON_FINITE_WEIGHTS": _invalid("The initial weights hold a NaN or an infinity.", "element"),
-        "CHECKSUM_MISMATCH": Entry("DATA_LOSS", Retry.BACKOFF, InvalidInputError, ("expected", "got"), "The bytes changed on the way: they do not have the trailer's CRC-32C. Send them again."),
+        "CHECKSUM_MISMATCH": Entry(
+            "DATA_LOSS",
+            Retry.BACKOFF,
+            InvalidInputError,
+            ("expected", "got"),
+            "The bytes changed on the way: they do not have the trailer's CRC-32C. Send them again.",
+        ),
         # What becomes of a contribution.
-        "NON_FINITE_GRADIENT": _invalid("The gradient holds a NaN or an infinity; nothing was changed. Skip the batch, or lower the learning rate or loss scale.", "element"),
-        "INVALID_EXAMPLE_COUNT": _invalid("example_count must be at least 1: it weighs the contribution in the mean.", "example_count"),
-        "STALE_GRADIENT": Entry("ABORTED", Retry.PULL, ConflictError, ("base_step", "step", "limit"), "The gradient's base_step is too old for the run's policy: pull and recompute."),
-        "BASE_STEP_AHEAD": _invalid("The gradient's base_step is one that the run has not reached: send the step that came with the weights.", "base_step", "step"),
-        "ALREADY_CONTRIBUTED": Entry("ABORTED", Retry.PULL, ConflictError, ("step",), "The worker has contributed to this round already: pull the next step's weights first."),
-        "SEQUENCE_GAP": Entry("FAILED_PRECONDITION", Retry.NEVER, ConflictError, ("expected", "got"), "A sequence was skipped: number contributions 1, 2, 3, ... in each epoch."),
-        "SEQUENCE_FORGOTTEN": Entry("FAILED_PRECONDITION", Retry.NEVER, ConflictError, ("got", "oldest"), "So old a sequence that its result is no longer recorded. It was not applied again."),
+        "NON_FINITE_GRADIENT": _invalid(
+            "The gradient holds a NaN or an infinity; nothing was changed. Skip the batch, or lower the rate.",
+            "element",
+        ),
+        "INVALID_EXAMPLE_COUNT": _invalid(
+            "example_count must be at least 1: it weighs the contribution in the mean.", "example_count"
+        ),
+        "STALE_GRADIENT": Entry(
+            "ABORTED",
+            Retry.PULL,
+            ConflictError,
+            ("base_step", "step", "limit"),
+            "The gradient's base_step is too old for the run's policy: pull and recompute.",
+        ),
+        "BASE_STEP_AHEAD": _invalid(
+            "The gradient's base_step is one that the run has not reached: send the step that came with the weights.",
+            "base_step",
+            "step",
+        ),
+        "ALREADY_CONTRIBUTED": Entry(
+            "ABORTED",
+            Retry.PULL,
+            ConflictError,
+            ("step",),
+            "The worker has contributed to this round already: pull the next step's weights first.",
+        ),
+        "SEQUENCE_GAP": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            ConflictError,
+            ("expected", "got"),
+            "A sequence was skipped: number contributions 1, 2, 3, ... in each epoch.",
+        ),
+        "SEQUENCE_FORGOTTEN": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            ConflictError,
+            ("got", "oldest"),
+            "So old a sequence that its result is no longer recorded. It was not applied again.",
+        ),
         # Leases.
-        "WORKER_NOT_FOUND": Entry("NOT_FOUND", Retry.REJOIN, LeaseError, ("worker",), "No such worker has joined: join the run first."),
-        "LEASE_EXPIRED": Entry("FAILED_PRECONDITION", Retry.REJOIN, LeaseError, ("worker", "epoch"), "The lease ran out without a heartbeat: join again. The contribution was not taken."),
-        "WORKER_SUPERSEDED": Entry("FAILED_PRECONDITION", Retry.NEVER, LeaseError, ("worker", "epoch", "current_epoch"), "Another process has joined under the same worker name: this one may not write any more."),
+        "WORKER_NOT_FOUND": Entry(
+            "NOT_FOUND", Retry.REJOIN, LeaseError, ("worker",), "No such worker has joined: join the run first."
+        ),
+        "LEASE_EXPIRED": Entry(
+            "FAILED_PRECONDITION",
+            Retry.REJOIN,
+            LeaseError,
+            ("worker", "epoch"),
+            "The lease ran out without a heartbeat: join again. The contribution was not taken.",
+        ),
+        "WORKER_SUPERSEDED": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            LeaseError,
+            ("worker", "epoch", "current_epoch"),
+            "Another process has joined under the same worker name: this one may not write any more.",
+        ),
         # Runs.
-        "RUN_NOT_FOUND": Entry("NOT_FOUND", Retry.NEVER, NotFoundError, ("run",), "No such run: create it, or look at the list of runs."),
-        "RUN_ALREADY_EXISTS": Entry("ALREADY_EXISTS", Retry.NEVER, ConflictError, ("run",), "A run of this name exists: choose another name, or use get_or_create_run."),
-        "RUN_MISMATCH": Entry("FAILED_PRECONDITION", Retry.NEVER, ConflictError, ("run", "field"), "The run that exists has another manifest or optimizer than the one asked for."),
-        "RUN_FAILED": Entry("INTERNAL", Retry.NEVER, InternalError, ("run",), "An update of this run failed; its state is lost. The server's log has the cause."),
-        "NO_SLOW_WEIGHTS": Entry("FAILED_PRECONDITION", Retry.NEVER, ConflictError, ("run",), "The run has no Lookahead, so no slow weights: pull the fast ones."),
-        "STEP_NOT_REACHED": Entry("DEADLINE_EXCEEDED", Retry.NEVER, WaitTimeoutError, ("step", "min_step"), "The run did not reach the step in the time given."),
+        "RUN_NOT_FOUND": Entry(
+            "NOT_FOUND", Retry.NEVER, NotFoundError, ("run",), "No such run: create it, or look at the list of runs."
+        ),
+        "RUN_ALREADY_EXISTS": Entry(
+            "ALREADY_EXISTS",
+            Retry.NEVER,
+            ConflictError,
+            ("run",),
+            "A run of this name exists: choose another name, or use get_or_create_run.",
+        ),
+        "RUN_MISMATCH": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            ConflictError,
+            ("run", "field"),
+            "The run that exists has another manifest or optimizer than the one asked for.",
+        ),
+        "RUN_FAILED": Entry(
+            "INTERNAL",
+            Retry.NEVER,
+            InternalError,
+            ("run",),
+            "An update of this run failed; its state is lost. The server's log has the cause.",
+        ),
+        "NO_SLOW_WEIGHTS": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            ConflictError,
+            ("run",),
+            "The run has no Lookahead, so no slow weights: pull the fast ones.",
+        ),
+        "STEP_NOT_REACHED": Entry(
+            "DEADLINE_EXCEEDED",
+            Retry.NEVER,
+            WaitTimeoutError,
+            ("step", "min_step"),
+            "The run did not reach the step in the time given.",
+        ),
         # The server.
-        "STAGING_FULL": Entry("RESOURCE_EXHAUSTED", Retry.BACKOFF, ResourceExhaustedError, ("limit_bytes",), "Too many gradients are on their way in at once: push again after the delay."),
-        "TOO_MANY_WORKERS": Entry("RESOURCE_EXHAUSTED", Retry.NEVER, ResourceExhaustedError, ("limit",), "The run has as many workers as limits.workers_per_run allows."),
-        "RUN_TOO_LARGE": Entry("RESOURCE_EXHAUSTED", Retry.NEVER, ResourceExhaustedError, ("limit", "parameter_count"), "The model has more parameters than limits.parameters_per_run allows."),
-        "TOO_MANY_RUNS": Entry("RESOURCE_EXHAUSTED", Retry.NEVER, ResourceExhaustedError, ("limit",), "The server holds as many runs as limits.runs allows: delete one."),
-        "SERVER_UNAVAILABLE": Entry("UNAVAILABLE", Retry.BACKOFF, UnavailableError, ("address",), "No server answers at the address: start one, or check the address and the network."),
+        "STAGING_FULL": Entry(
+            "RESOURCE_EXHAUSTED",
+            Retry.BACKOFF,
+            ResourceExhaustedError,
+            ("limit_bytes",),
+            "Too many gradients are on their way in at once: push again after the delay.",
+        ),
+        "TOO_MANY_WORKERS": Entry(
+            "RESOURCE_EXHAUSTED",
+            Retry.NEVER,
+            ResourceExhaustedError,
+            ("limit",),
+            "The run has as many workers as limits.workers_per_run allows.",
+        ),
+        "RUN_TOO_LARGE": Entry(
+            "RESOURCE_EXHAUSTED",
+            Retry.NEVER,
+            ResourceExhaustedError,
+            ("limit", "parameter_count"),
+            "The model has more parameters than limits.parameters_per_run allows.",
+        ),
+        "TOO_MANY_RUNS": Entry(
+            "RESOURCE_EXHAUSTED",
+            Retry.NEVER,
+            ResourceExhaustedError,
+            ("limit",),
+            "The server holds as many runs as limits.runs allows: delete one.",
+        ),
+        "SERVER_UNAVAILABLE": Entry(
+            "UNAVAILABLE",
+            Retry.BACKOFF,
+            UnavailableError,
+            ("address",),
+            "No server answers at the address: start one, or check the address and the network.",
+        ),
         "SERVER_DRAINING": Entry("UNAVAILABLE", Retry.BACKOFF, UnavailableError, (), "The server is shutting down."),
-        "CANCELLED": Entry("CANCELLED", Retry.NEVER, UnavailableError, (), "The call was cancelled: the worker or client was closed while it waited."),
-        "UNSUPPORTED": Entry("UNIMPLEMENTED", Retry.NEVER, InvalidInputError, ("method",), "This server does not know the method or feature: bring client and server to the same version."),
+        "CANCELLED": Entry(
+            "CANCELLED",
+            Retry.NEVER,
+            UnavailableError,
+            (),
+            "The call was cancelled: the worker or client was closed while it waited.",
+        ),
+        "UNSUPPORTED": Entry(
+            "UNIMPLEMENTED",
+            Retry.NEVER,
+            InvalidInputError,
+            ("method",),
+            "This server does not know the method or feature: bring client and server to the same version.",
+        ),
         "INTERNAL": Entry("INTERNAL", Retry.NEVER, InternalError, (), "A defect in the server. Its log has the cause."),
     }
 )

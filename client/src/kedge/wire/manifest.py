@@ -1,7 +1,7 @@
 """The manifest: a run's tensors in order, and the flat range that they form.
 
-It is not a tree: how names come from nested dicts and lists is `kedge.tree`'s matter. Invariant: offsets are the running
-sum of element counts, names are unique, and the digest is a function of the rest.
+It is not a tree: how names come from nested dicts and lists is `kedge.tree`'s matter. Invariant: offsets are the
+running sum of element counts, names are unique, and the digest is a function of the rest.
 """
 
 import hashlib
@@ -64,7 +64,9 @@ class Manifest:
             tensors.append(TensorSpec(name, tuple(shape), dtype, offset))
             offset += tensors[-1].size
         if not offset:
-            raise KedgeError("MANIFEST_INVALID", "there are no parameters: give at least one non-empty tensor", tensor="")
+            raise KedgeError(
+                "MANIFEST_INVALID", "there are no parameters: give at least one non-empty tensor", tensor=""
+            )
         return cls(tuple(tensors))
 
     @cached_property

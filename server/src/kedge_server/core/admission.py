@@ -74,7 +74,7 @@ def judge(
     if isinstance(policy, Synchronous) and standing.has_contributed:
         return Rejection(
             "ALREADY_CONTRIBUTED",
-            f"the worker has contributed to the round after step {standing.step} already: pull the next step's weights first",
+            f"the worker has contributed to the round after step {standing.step} already: pull newer weights first",
         )
     return None
 

@@ -1,7 +1,7 @@
 """The ledger: which sequences of a worker's epoch were taken, and what became of each.
 
-It is what makes a repeated push harmless. Pending and decided entries are alike here: the type parameter is whatever the
-caller keeps for one. Invariant: sequences are recorded 1, 2, 3, ... without a gap, and the last `window` are kept.
+It is what makes a repeated push harmless. Pending and decided entries are alike here: the type parameter is whatever
+the caller keeps for one. Invariant: sequences are recorded 1, 2, 3, ... without a gap, and the last `window` are kept.
 """
 
 from collections import OrderedDict
@@ -37,13 +37,13 @@ class Ledger(Generic[EntryT]):
             oldest = next(iter(self._entries))
             raise KedgeError(
                 "SEQUENCE_FORGOTTEN",
-                f"the result of sequence {sequence} is no longer kept, {oldest} is the oldest; it was not applied again",
+                f"the result of sequence {sequence} is forgotten, {oldest} is the oldest kept; it was not reapplied",
                 got=sequence,
                 oldest=oldest,
             )
         raise KedgeError(
             "SEQUENCE_GAP",
-            f"sequence {sequence} came, {self.last_sequence + 1} is next: number contributions 1, 2, 3, ... in an epoch",
+            f"sequence {sequence} came, {self.last_sequence + 1} is next: number them 1, 2, 3, ... in an epoch",
             expected=self.last_sequence + 1,
             got=sequence,
         )

@@ -1,7 +1,7 @@
 """The rules of the base optimizers, on arrays of any shape: from gradient and moments to a direction.
 
-What surrounds a rule (clips, coupled decay, learning rate, Lookahead) is `kedge_server.core.update`'s matter. Everything
-that depends on the step number alone is computed in float64 on the host and comes in as a scalar, because `1 - b2**t` in
+What surrounds a rule (clips, coupled decay, learning rate, Lookahead) is `kedge_server.core.update`'s matter. What
+depends on the step number alone is computed in float64 on the host and comes in as a scalar, because `1 - b2**t` in
 float32 is off by 5e-5 at t = 1.
 """
 
@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kedge import optim
 
 Moments = tuple[jax.Array, ...]
-Scalars = tuple[jax.Array, ...]
+Scalars = tuple[jax.Array | np.float32, ...]
 
 
 class Rule(NamedTuple):

@@ -51,7 +51,8 @@ def waiting_for(facts: RoundFacts, policy: Policy) -> str:
     if isinstance(policy, Asynchronous) or facts.is_formed or facts.live_count >= policy.quorum:
         return ""
     missing = policy.quorum - facts.live_count
-    return f"{missing} more worker{'s' if missing > 1 else ''} to join: the quorum is {policy.quorum}, {facts.live_count} live"
+    what = f"{missing} more worker{'s' if missing > 1 else ''} to join"
+    return f"{what}: the quorum is {policy.quorum}, {facts.live_count} live"
 
 
 def mean_weights(example_counts: Sequence[int], staleness: Sequence[int], policy: Policy) -> list[float]:

@@ -2,7 +2,7 @@
 
 The state is a run's flat parameters cut into blocks; each block is updated by its own call of one compiled function, so
 that nothing of the model's size is built beside the state. Invariants: moments are donated and exist once; weights are
-never donated, because snapshots for readers share them; after a lookahead sync fast and slow weights are the same array.
+never donated, because snapshots for readers share them; after a lookahead sync fast and slow are the same array.
 """
 
 from collections.abc import Callable, Sequence

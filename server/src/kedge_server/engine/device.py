@@ -62,14 +62,12 @@ class Writer:
         self._step += 1
         self._lookahead_sync_count += self._spec.ends_sync_period(self._step)
         blocks = [self._cut(gradient) for gradient in gradients]
-        self._blocks = update.apply_round(
-            self._spec, self._blocks, blocks, mean_weights=mean_weights, step=self._step
-        )
-        jax.block_until_ready(self._blocks)
+        self._blocks = update.apply_round(self._spec, self._blocks, blocks, mean_weights=mean_weights, step=self._step)
+        jax.block_until_ready(self._blocks)  # type: ignore[no-untyped-call]  # JAX leaves it bare
         return self.snapshot()
 
     def snapshot(self) -> Snapshot:
-        """The weights as they are now. On the CPU the arrays are shared with the state, elsewhere copied to the host."""
+        """The weights as they are now. On the CPU the arrays are the state's, elsewhere copies on the host."""
         fast = tuple(jax.device_get([block.weights for block in self._blocks]))
         slow = None
         if self._spec.sync_period is not None:

@@ -7,6 +7,7 @@ the first is never behind the second; every contribution in a closed round gets 
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ class RunEngine:
         self._applying: asyncio.Task[None] | None = None
         self._advanced = asyncio.Event()
         self._end: KedgeError | None = None
-        self._cancel_timer = lambda: None
+        self._cancel_timer: Callable[[], None] = lambda: None
         self._applied_count = 0
         self._rejected_counts: Counter[str] = Counter()
         self._loss: float | None = None
@@ -147,7 +148,9 @@ class RunEngine:
         if lease.ledger.find(header.sequence) is None:
             self._require_takeable(lease, header)
 
-    def submit(self, header: ContributionHeader, gradient: StagingBuffer, non_finite_element: int | None) -> Contribution:
+    def submit(
+        self, header: ContributionHeader, gradient: StagingBuffer, non_finite_element: int | None
+    ) -> Contribution:
         """Takes a contribution that has arrived whole: this is the commit point. Owns the buffer from now on.
 
         Returns:
@@ -173,7 +176,11 @@ class RunEngine:
     async def result(self, contribution: Contribution, wait_seconds: float | None) -> PushResult:
         """What became of a contribution, after waiting so long for its round to close; None waits without end."""
         waiting_in = contribution.round
-        if waiting_in is not None and not waiting_in.closed.is_set() and not await _within(waiting_in.closed, wait_seconds):
+        if (
+            waiting_in is not None
+            and not waiting_in.closed.is_set()
+            and not await _within(waiting_in.closed, wait_seconds)
+        ):
             return PushResult(
                 contribution.header.sequence,
                 "deferred",

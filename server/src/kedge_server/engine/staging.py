@@ -24,7 +24,7 @@ class StagingBuffer:
     def release(self) -> None:
         """Gives it back. Doing so again changes nothing."""
         if self._pool is not None:
-            self._pool._take_back(self.array)  # noqa: SLF001  the two are one mechanism
+            self._pool._take_back(self.array)
             self._pool = None
 
 

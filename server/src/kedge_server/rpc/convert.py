@@ -78,7 +78,7 @@ def push_result(result: PushResult) -> optimizer_service_pb2.PushResult:
     """A contribution's result."""
     return optimizer_service_pb2.PushResult(
         sequence=result.sequence,
-        outcome=optimizer_service_pb2.PushOutcome.Value(f"PUSH_OUTCOME_{result.outcome.upper()}"),
+        outcome=f"PUSH_OUTCOME_{result.outcome.upper()}",
         reason=result.reason,
         message=result.message,
         step=result.step,

@@ -20,7 +20,7 @@ from kedge_server.rpc.status import abort
 
 _log = structlog.get_logger("kedge.rpc")
 
-_HANDLERS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler]] = {
+_HANDLERS: dict[tuple[bool, bool], "Callable[..., grpc.RpcMethodHandler[Any, Any]]"] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
     (True, False): grpc.stream_unary_rpc_method_handler,
@@ -34,7 +34,7 @@ def service_handler(service: ServiceDescriptor, servicer: object) -> grpc.Generi
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
-def _method_handler(method: MethodDescriptor, servicer: object) -> grpc.RpcMethodHandler:
+def _method_handler(method: MethodDescriptor, servicer: object) -> "grpc.RpcMethodHandler[Any, Any]":
     behaviour = getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
     guard = _guard_stream if method.server_streaming else _guard_unary
     return _HANDLERS[method.client_streaming, method.server_streaming](
@@ -51,7 +51,9 @@ def _parser(method: MethodDescriptor) -> Callable[[bytes], Any]:
     return lambda raw: parse_message(message_type, raw)
 
 
-def _guard_unary(behaviour: Callable[..., Awaitable[Message]], *, is_streamed_to: bool) -> Callable[..., Awaitable[Message]]:
+def _guard_unary(
+    behaviour: Callable[..., Awaitable[Message]], *, is_streamed_to: bool
+) -> Callable[..., Awaitable[Message]]:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
         try:
             return await behaviour(_checked(request, is_stream=is_streamed_to))

@@ -36,7 +36,9 @@ class RunServicer:
             run = await self._registry.create(new, weights)
         return run_service_pb2.CreateRunResponse(run=convert.run(run, with_manifest=True))
 
-    async def _read_weights(self, requests: AsyncIterator[Any], header: run_service_pb2.CreateRunHeader, out: Any) -> None:
+    async def _read_weights(
+        self, requests: AsyncIterator[Any], header: run_service_pb2.CreateRunHeader, out: Any
+    ) -> None:
         dtype = wire.dtype_from_wire(header.dtype)
         bad = await streams.read_values(requests, out, dtype=dtype, size_bytes=header.size_bytes)
         if bad is not None:

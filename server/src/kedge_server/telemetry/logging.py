@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 
 
-def configure(*, level: str, format: str) -> None:  # noqa: A002  the configuration's name for it
+def configure(*, level: str, format: str) -> None:
     """Sets the process's log up. Called once, before anything logs."""
     renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     if format == "json":

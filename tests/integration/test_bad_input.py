@@ -1,0 +1,277 @@
+"""Each bad input has its reason and changes nothing: no weight, no moment, no counter, no sequence."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from wire_client import (
+    WireClient,
+    chunks,
+    crc32c,
+    error_info,
+    floats,
+    manifest,
+    push_header,
+    push_stream,
+    reason_of,
+    sgd,
+)
+
+from kedge.v1 import optimizer_pb2, run_pb2, run_service_pb2, tensor_pb2
+from kedge.v1 import optimizer_service_pb2 as pb
+from kedge.wire.errors import CATALOGUE
+
+WEIGHTS = floats(4, 3, 2, 1)
+GRADIENT = floats(1, 1, 1, 1)
+GOOD = GRADIENT.tobytes()
+PUSH = pb.PushGradientsRequest
+
+
+class Target(NamedTuple):
+    """A run with momentum and Lookahead, one contribution applied, and a worker on it."""
+
+    wire: WireClient
+    run: run_pb2.Run
+    lease: run_service_pb2.JoinRunResponse
+
+    def header(self, **fields: Any) -> Any:
+        defaults = {"sequence": 2, "base_step": 1, "size_bytes": len(GOOD)}
+        return PUSH(header=push_header(self.lease, self.run.manifest.digest, **(defaults | fields)))
+
+    def good(self, **fields: Any) -> list[Any]:
+        return push_stream(self.lease, self.run.manifest.digest, GRADIENT, **({"sequence": 2, "base_step": 1} | fields))
+
+    def state(self) -> tuple[Any, ...]:
+        state = self.wire.run(self.run.name).state
+        worker = state.workers[0]
+        _, both = self.wire.pull(self.run.name, weights=tensor_pb2.WEIGHTS_FAST_AND_SLOW)
+        counters = (state.step, state.lookahead_sync_count, state.applied_count, dict(state.rejected_counts))
+        return (*counters, worker.last_sequence, worker.applied_count, worker.rejected_count, both.tobytes())
+
+
+@pytest.fixture
+def target(wire: WireClient, run_id: str) -> Iterator[Target]:
+    optimizer = sgd(lr=1, sync_period=3, alpha=0.5)
+    optimizer.sgd.momentum = 0.5
+    run = wire.create(run_id, WEIGHTS, optimizer=optimizer, shapes=[(2,), (2,)])
+    target = Target(wire, run, wire.join(run.name, lease=Duration(seconds=60)))
+    wire.push(target.good(sequence=1, base_step=0))
+    yield target
+    # Whatever happened, the next good contribution does what it would have done: the moments are as they were.
+    # v = 1, then 0.5 * 1 + 1 = 1.5; weights 4 -> 3 -> 1.5.
+    sequence = wire.run(run.name).state.workers[0].last_sequence + 1
+    assert wire.push(target.good(sequence=sequence)).outcome == pb.PUSH_OUTCOME_APPLIED
+    assert wire.pull(run.name)[1].tolist() == [1.5, 0.5, -0.5, -1.5]
+
+
+def trailer(checksum: int) -> Any:
+    return PUSH(trailer=tensor_pb2.StreamTrailer(crc32c=checksum))
+
+
+def chunk(offset: int, data: bytes) -> Any:
+    return PUSH(chunk=tensor_pb2.Chunk(offset=offset, data=data))
+
+
+GOOD_TAIL = [*chunks(PUSH, GOOD), trailer(crc32c(GOOD))]
+
+ERRORS: dict[str, tuple[str, Callable[[Target], list[Any]]]] = {
+    "garbage": ("MALFORMED_MESSAGE", lambda t: [b"\xff\xff\xff\xff"]),
+    "garbage after the header": ("MALFORMED_MESSAGE", lambda t: [t.header(), b"\x12\xff"]),
+    "endless varint": ("MALFORMED_MESSAGE", lambda t: [t.header(), b"\x12" + b"\x80" * 4096]),
+    "nothing": ("UNEXPECTED_MESSAGE", lambda t: []),
+    "empty message": ("UNEXPECTED_MESSAGE", lambda t: [PUSH()]),
+    "no header": ("UNEXPECTED_MESSAGE", lambda t: GOOD_TAIL),
+    "two headers": ("UNEXPECTED_MESSAGE", lambda t: [t.header(), t.header(), *GOOD_TAIL]),
+    "no trailer": ("UNEXPECTED_MESSAGE", lambda t: [t.header(), *GOOD_TAIL[:-1]]),
+    "not a name": ("INVALID_NAME", lambda t: [t.header(worker="digits/w1"), *GOOD_TAIL]),
+    "unknown run": ("RUN_NOT_FOUND", lambda t: [t.header(worker="runs/nowhere/workers/w"), *GOOD_TAIL]),
+    "unknown worker": ("WORKER_NOT_FOUND", lambda t: [t.header(worker=f"{t.run.name}/workers/no"), *GOOD_TAIL]),
+    "epoch of before": ("WORKER_SUPERSEDED", lambda t: [t.header(epoch=t.lease.epoch - 1), *GOOD_TAIL]),
+    "wrong manifest": ("MANIFEST_MISMATCH", lambda t: [t.header(manifest_digest=b"\0" * 32), *GOOD_TAIL]),
+    "no examples": ("INVALID_EXAMPLE_COUNT", lambda t: [t.header(example_count=0), *GOOD_TAIL]),
+    "step of the future": ("BASE_STEP_AHEAD", lambda t: [t.header(base_step=2), *GOOD_TAIL]),
+    "sequence 0": ("SEQUENCE_GAP", lambda t: [t.header(sequence=0), *GOOD_TAIL]),
+    "sequence skipped": ("SEQUENCE_GAP", lambda t: [t.header(sequence=3), *GOOD_TAIL]),
+    "no dtype": ("UNSUPPORTED_DTYPE", lambda t: [t.header(dtype=0), *GOOD_TAIL]),
+    "unknown dtype": ("UNSUPPORTED_DTYPE", lambda t: [t.header(dtype=64), *GOOD_TAIL]),
+    "declares too little": ("SIZE_MISMATCH", lambda t: [t.header(size_bytes=12), *GOOD_TAIL]),
+    "declares 2**63 bytes": ("SIZE_MISMATCH", lambda t: [t.header(size_bytes=1 << 63), *GOOD_TAIL]),
+    "declares another dtype's size": ("SIZE_MISMATCH", lambda t: [t.header(dtype=2), *GOOD_TAIL]),
+    "sends too little": ("SIZE_MISMATCH", lambda t: [t.header(), chunk(0, GOOD[:8]), trailer(crc32c(GOOD[:8]))]),
+    "sends nothing": ("SIZE_MISMATCH", lambda t: [t.header(), trailer(0)]),
+    "sends too much": ("CHUNK_OUT_OF_RANGE", lambda t: [t.header(), chunk(0, GOOD + GOOD)]),
+    "offset beyond the end": ("CHUNK_OUT_OF_RANGE", lambda t: [t.header(), chunk(16, GOOD)]),
+    "offset of 2**62": ("CHUNK_OUT_OF_RANGE", lambda t: [t.header(), chunk(1 << 62, GOOD)]),
+    "overlap": ("CHUNK_OVERLAP", lambda t: [t.header(), chunk(0, GOOD[:8]), chunk(4, GOOD[4:])]),
+    "same chunk twice": ("CHUNK_OVERLAP", lambda t: [t.header(), chunk(0, GOOD[:8]), chunk(0, GOOD[:8])]),
+    "chunk missing": ("CHUNK_GAP", lambda t: [t.header(), chunk(8, GOOD[8:])]),
+    "chunks exchanged": ("CHUNK_GAP", lambda t: [t.header(), chunk(8, GOOD[8:]), chunk(0, GOOD[:8])]),
+    "offset inside an element": ("CHUNK_MISALIGNED", lambda t: [t.header(), chunk(2, GOOD[2:])]),
+    "half an element": ("CHUNK_MISALIGNED", lambda t: [t.header(), chunk(0, GOOD[:6])]),
+    "empty chunk": ("CHUNK_MISALIGNED", lambda t: [t.header(), chunk(0, b"")]),
+    "wrong checksum": ("CHECKSUM_MISMATCH", lambda t: [t.header(), *GOOD_TAIL[:-1], trailer(crc32c(GOOD) ^ 1)]),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_error_names_its_reason_and_changes_nothing(target: Target, case: str) -> None:
+    reason, requests = ERRORS[case]
+    before = target.state()
+    with pytest.raises(grpc.RpcError) as caught:
+        target.wire.push(requests(target))
+    info = error_info(caught.value)
+    assert info.reason == reason
+    assert caught.value.code().name == CATALOGUE[reason].status
+    assert set(info.metadata) == set(CATALOGUE[reason].metadata)
+    assert len(caught.value.details()) > 20, "a message says what is wrong and what to do"
+    assert target.state() == before
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_error_ends_an_exchange_the_same_way(target: Target, case: str) -> None:
+    reason, requests = ERRORS[case]
+    if case in ("nothing", "no header"):
+        pytest.skip("an exchange may end before it begins; a header is asked for as push or pull")
+    before = target.state()
+    with pytest.raises(grpc.RpcError) as caught:
+        list(target.wire.call("OptimizerService", "Exchange", [as_exchange(m) for m in requests(target)]))
+    assert reason_of(caught.value) == reason
+    assert target.state() == before
+
+
+def as_exchange(message: Any) -> Any:
+    if isinstance(message, bytes):
+        return message
+    kind = message.WhichOneof("payload")
+    return pb.ExchangeRequest(**({"push" if kind == "header" else kind: getattr(message, kind)} if kind else {}))
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("position", [0, 3])
+def test_non_finite_gradient_is_rejected_and_uses_its_sequence(target: Target, bad: float, position: int) -> None:
+    before = target.state()
+    gradient = GRADIENT.copy()
+    gradient[position] = bad
+    requests = push_stream(target.lease, target.run.manifest.digest, gradient, sequence=2, base_step=1)
+    result = target.wire.push(requests)
+    assert (result.outcome, result.reason) == (pb.PUSH_OUTCOME_REJECTED, "NON_FINITE_GRADIENT")
+    assert f"element {position}" in result.message
+    expected = list(before)
+    expected[3], expected[4], expected[6] = {"NON_FINITE_GRADIENT": 1}, 2, 1
+    assert target.state() == tuple(expected)
+
+
+def test_infinities_that_cancel_are_still_found(target: Target) -> None:
+    gradient = floats(INF, -INF, 1, 1)
+    result = target.wire.push(push_stream(target.lease, target.run.manifest.digest, gradient, sequence=2, base_step=1))
+    assert result.reason == "NON_FINITE_GRADIENT"
+
+
+def test_stale_gradient_is_rejected_with_the_step_to_pull(target: Target) -> None:
+    result = target.wire.push(target.good(base_step=0))
+    assert (result.outcome, result.reason, result.step) == (pb.PUSH_OUTCOME_REJECTED, "STALE_GRADIENT", 1)
+    assert result.staleness == 1
+
+
+def test_finite_gradient_whose_sum_overflows_is_taken(wire: WireClient, run_id: str) -> None:
+    run = wire.create(run_id, floats(0, 0), optimizer=sgd(lr=1e-37))
+    lease = wire.join(run.name)
+    result = wire.push(push_stream(lease, run.manifest.digest, floats(3e38, 3e38)))
+    assert result.outcome == pb.PUSH_OUTCOME_APPLIED
+    np.testing.assert_allclose(wire.pull(run.name)[1], [-30, -30], rtol=1e-6)
+
+
+def _create(wire: WireClient, run_id: str, **changes: Any) -> None:
+    weights = changes.pop("values", WEIGHTS)
+    wire.create(run_id, weights, **changes)
+
+
+def _optimizer(**fields: Any) -> optimizer_pb2.Optimizer:
+    out = sgd()
+    for name, value in fields.items():
+        setattr(out, name, value)
+    return out
+
+
+BAD_CREATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "name with a slash": ("INVALID_NAME", {"run_id": "a/b"}),
+    "empty name": ("INVALID_NAME", {"run_id": ""}),
+    "no tensors": ("MANIFEST_INVALID", {"manifest": tensor_pb2.Manifest()}),
+    "two of a name": ("MANIFEST_INVALID", {"manifest": tensor_pb2.Manifest(tensors=[*manifest((4,)).tensors] * 2)}),
+    "wrong digest": (
+        "MANIFEST_INVALID",
+        {"manifest": tensor_pb2.Manifest(tensors=manifest((4,)).tensors, digest=b"x")},
+    ),
+    "wrong offset": ("MANIFEST_INVALID", {"manifest": tensor_pb2.Manifest(tensors=manifest((1,), (4,)).tensors[1:])}),
+    "tensor without dtype": (
+        "UNSUPPORTED_DTYPE",
+        {"manifest": tensor_pb2.Manifest(tensors=[tensor_pb2.TensorSpec(name="t", shape=[4])])},
+    ),
+    "too large": ("RUN_TOO_LARGE", {"manifest": manifest((1 << 40,))}),
+    "no optimizer": ("INVALID_CONFIGURATION", {"optimizer": optimizer_pb2.Optimizer()}),
+    "no rate": ("INVALID_CONFIGURATION", {"optimizer": optimizer_pb2.Optimizer(sgd=optimizer_pb2.Sgd())}),
+    "negative decay": ("INVALID_CONFIGURATION", {"optimizer": _optimizer(weight_decay=-1)}),
+    "negative rate": ("INVALID_CONFIGURATION", {"optimizer": sgd(lr=-1)}),
+    "alpha above 1": ("INVALID_CONFIGURATION", {"optimizer": sgd(sync_period=5, alpha=1.5)}),
+    "period 0": ("INVALID_CONFIGURATION", {"optimizer": sgd(sync_period=0, alpha=0.5)}),
+    "no policy": ("INVALID_CONFIGURATION", {"aggregation": run_pb2.Aggregation()}),
+    "quorum 0": ("INVALID_CONFIGURATION", {"aggregation": run_pb2.Aggregation(synchronous=run_pb2.Synchronous())}),
+    "declares too little": ("SIZE_MISMATCH", {"size_bytes": 12}),
+    "NaN weight": ("NON_FINITE_WEIGHTS", {"values": floats(1, NAN, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CREATIONS)
+def test_bad_creation_names_its_reason_and_creates_nothing(wire: WireClient, run_id: str, case: str) -> None:
+    reason, changes = BAD_CREATIONS[case]
+    with pytest.raises(grpc.RpcError) as caught:
+        _create(wire, **({"run_id": run_id} | changes))
+    info = error_info(caught.value)
+    assert info.reason == reason
+    assert set(info.metadata) == set(CATALOGUE[reason].metadata)
+    names = [
+        run.name for run in wire.call("RunService", "ListRuns", run_service_pb2.ListRunsRequest(page_size=1000)).runs
+    ]
+    assert f"runs/{run_id}" not in names
+
+
+def test_second_run_of_a_name_is_refused_and_the_first_stays(wire: WireClient, run_id: str) -> None:
+    run = wire.create(run_id, WEIGHTS)
+    with pytest.raises(grpc.RpcError) as caught:
+        wire.create(run_id, 2 * WEIGHTS)
+    assert reason_of(caught.value) == "RUN_ALREADY_EXISTS"
+    assert wire.pull(run.name)[1].tolist() == WEIGHTS.tolist()
+
+
+def test_repeated_creation_is_answered_with_the_first(wire: WireClient, run_id: str) -> None:
+    first = wire.create(run_id, WEIGHTS, request_id="one")
+    again = wire.create(run_id, WEIGHTS, request_id="one")
+    assert again.create_time == first.create_time
+
+
+def test_slow_weights_of_a_run_without_lookahead_are_an_error(wire: WireClient, run_id: str) -> None:
+    run = wire.create(run_id, WEIGHTS)
+    with pytest.raises(grpc.RpcError) as caught:
+        wire.pull(run.name, weights=tensor_pb2.WEIGHTS_SLOW)
+    assert reason_of(caught.value) == "NO_SLOW_WEIGHTS"
+
+
+def test_message_over_four_mebibytes_is_refused(target: Target) -> None:
+    before = target.state()
+    with pytest.raises(grpc.RpcError) as caught:
+        target.wire.push([target.header(), chunk(0, bytes(5 << 20))])
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert target.state() == before
+
+
+def test_every_reason_has_a_number_of_its_own_in_the_proto() -> None:
+    from kedge.v1 import error_reason_pb2
+
+    names = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118  an enum wrapper, no dict
+    assert names == set(CATALOGUE) | {"UNSPECIFIED"}

@@ -1,0 +1,92 @@
+"""`kedge-server` as a person meets it: what it prints, how it refuses, how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from server_process import EXECUTABLE, ServerProcess
+
+
+def kedge_server(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [EXECUTABLE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_with_exit_code_0(signal_number: int) -> None:
+    server = ServerProcess()
+    server.process.send_signal(signal_number)
+    assert server.process.wait(timeout=30) == 0
+    server.stop()
+
+
+def test_port_in_use_is_refused_with_its_name(server: ServerProcess) -> None:
+    second = kedge_server("serve", "--listen", server.address)
+    assert second.returncode == 2
+    assert server.address in second.stderr
+    assert "in use" in second.stderr
+
+
+def test_beyond_loopback_it_refuses_to_start_without_insecure() -> None:
+    refused = kedge_server("serve", "--listen", "0.0.0.0:0")
+    assert refused.returncode == 2
+    assert "--insecure" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[server]\nlistn = '127.0.0.1:0'\n", "server.listn"),
+        ("[severs]\n", "severs"),
+        ("[server]\nlisten = 'here'\n", "server.listen"),
+        ("[limits]\nruns = 0\n", "limits.runs"),
+        ("[limits]\nruns = 'many'\n", "limits.runs"),
+        ("limits = 3\n", "limits"),
+        ("[log]\nlevel = 'loud'\n", "log.level"),
+        ("[server\n", "TOML"),
+    ],
+)
+def test_bad_configuration_names_the_key(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "kedge.toml"
+    path.write_text(text, encoding="utf-8")
+    for command in (["config", "check"], ["serve"]):
+        refused = kedge_server(*command, "--config", str(path))
+        assert refused.returncode == 2
+        assert key in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_missing_configuration_file_is_named() -> None:
+    refused = kedge_server("config", "check", "--config", "nowhere.toml")
+    assert refused.returncode == 2
+    assert "nowhere.toml" in refused.stderr
+
+
+def test_unknown_variable_of_the_environment_is_named() -> None:
+    refused = kedge_server("config", "check", KEDGE_LIMITS__RUN="3")
+    assert refused.returncode == 2
+    assert "limits.run " in refused.stderr
+
+
+def test_environment_wins_over_the_file_and_arguments_over_both(tmp_path: Path) -> None:
+    path = tmp_path / "kedge.toml"
+    path.write_text("[limits]\nruns = 7\nworkers_per_run = 5\n", encoding="utf-8")
+    shown = kedge_server("config", "show", "--config", str(path), KEDGE_LIMITS__RUNS="9")
+    limits = json.loads(shown.stdout)["limits"]
+    assert (limits["runs"], limits["workers_per_run"]) == (9, 5)
+
+
+def test_schema_documents_every_key() -> None:
+    schema = json.loads(kedge_server("config", "schema").stdout)
+    for section in schema["$defs"].values():
+        for name, field in section["properties"].items():
+            assert field.get("description"), name

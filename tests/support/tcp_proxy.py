@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 
 class TcpProxy:
@@ -16,6 +17,8 @@ class TcpProxy:
         self._connections: set[asyncio.StreamWriter] = set()
         self._swallows_answers = False
         self.swallowed_byte_count = 0
+        self._request_bytes_left: int | None = None
+        self.cut_count = 0
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0))
@@ -30,7 +33,12 @@ class TcpProxy:
         self._swallows_answers = False
         self._call(self._cut())
 
+    def cut_after_request_bytes(self, count: int) -> None:
+        """Cuts every connection once, when clients have sent so many bytes more."""
+        self._request_bytes_left = count
+
     async def _cut(self) -> None:
+        self.cut_count += 1
         for writer in list(self._connections):
             writer.transport.abort()
 
@@ -59,12 +67,24 @@ class TcpProxy:
                 if is_answer and self._swallows_answers:
                     self.swallowed_byte_count += len(data)
                     continue
+                if not is_answer and self._is_time_to_cut(len(data)):
+                    await self._cut()
+                    return
                 writer.write(data)
                 await writer.drain()
         except OSError:
             pass
 
-    def _call(self, coroutine):  # noqa: ANN001, ANN202
+    def _is_time_to_cut(self, byte_count: int) -> bool:
+        if self._request_bytes_left is None:
+            return False
+        self._request_bytes_left -= byte_count
+        if self._request_bytes_left > 0:
+            return False
+        self._request_bytes_left = None
+        return True
+
+    def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=10)
 
     async def _close(self) -> None:

@@ -1,0 +1,257 @@
+"""Kedge's protocol on top of the fake server: what the SDK's gRPC transport meets where no real server is wanted."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from kedge import testing
+from kedge.transport import Lease, NewRun, PullRequest, Push, RunInfo, WeightsOfStep
+from kedge.v1 import optimizer_service_pb2 as optimizer_pb
+from kedge.v1 import run_pb2
+from kedge.v1 import run_service_pb2 as run_pb
+from kedge.v1.tensor_pb2 import StreamTrailer, Weights
+from kedge.wire import codec, convert
+from kedge.wire.errors import DOMAIN, KedgeError
+from kedge.wire.manifest import Manifest
+
+
+@contextlib.contextmanager
+def fake_server_behind_grpc() -> Iterator[str]:
+    """The address of one."""
+    with testing.FakeServer() as fake:
+        server = grpc.server(ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
+        server.add_generic_rpc_handlers(Bridge(testing.transport_to(fake.address)).handlers())
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        server.stop(0).wait()
+
+
+class Bridge:
+    """Kedge's protocol on top of the fake server, written from the .proto files."""
+
+    def __init__(self, fake: Any) -> None:
+        self._fake = fake
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        unary = {
+            "GetRun": (self._get_run, run_pb.GetRunRequest),
+            "ListRuns": (self._list_runs, run_pb.ListRunsRequest),
+            "DeleteRun": (self._delete_run, run_pb.DeleteRunRequest),
+            "JoinRun": (self._join_run, run_pb.JoinRunRequest),
+            "Heartbeat": (self._heartbeat, run_pb.HeartbeatRequest),
+            "LeaveRun": (self._leave_run, run_pb.LeaveRunRequest),
+        }
+        runs = {
+            name: grpc.unary_unary_rpc_method_handler(
+                _answering(method), request_deserializer=request.FromString, response_serializer=codec.serialize
+            )
+            for name, (method, request) in unary.items()
+        }
+        runs["CreateRun"] = grpc.stream_unary_rpc_method_handler(
+            _answering(self._create_run),
+            request_deserializer=codec.stream_parser(run_pb.CreateRunRequest),
+            response_serializer=codec.serialize,
+        )
+        optimizers = {
+            "PullWeights": grpc.unary_stream_rpc_method_handler(
+                _streaming(self._pull_weights),
+                request_deserializer=optimizer_pb.PullWeightsRequest.FromString,
+                response_serializer=codec.serialize,
+            ),
+            "Exchange": grpc.stream_stream_rpc_method_handler(
+                _streaming(self._exchange),
+                request_deserializer=codec.stream_parser(optimizer_pb.ExchangeRequest),
+                response_serializer=codec.serialize,
+            ),
+        }
+        return (
+            grpc.method_handlers_generic_handler("kedge.v1.RunService", runs),
+            grpc.method_handlers_generic_handler("kedge.v1.OptimizerService", optimizers),
+        )
+
+    def _create_run(self, requests: Iterator[Any]) -> Any:
+        header = next(requests).header
+        manifest = convert.manifest_from_wire(header.manifest)
+        new = NewRun(
+            header.run_id,
+            manifest,
+            [_read_flat(requests, header, manifest)],
+            convert.optimizer_from_wire(header.optimizer),
+            convert.policy_from_wire(header.aggregation),
+            header.request_id,
+        )
+        return run_pb.CreateRunResponse(run=_run_message(self._fake.create_run(new)))
+
+    def _get_run(self, request: Any) -> Any:
+        info = self._fake.get_run(request.name, with_manifest=request.view == run_pb2.RUN_VIEW_FULL)
+        return run_pb.GetRunResponse(run=_run_message(info))
+
+    def _list_runs(self, request: Any) -> Any:
+        """Pages of two, so that the client has to ask for more."""
+        infos = self._fake.list_runs()
+        start = int(request.page_token or 0)
+        following = str(start + 2) if start + 2 < len(infos) else ""
+        page = [_run_message(info) for info in infos[start : start + 2]]
+        return run_pb.ListRunsResponse(runs=page, next_page_token=following)
+
+    def _delete_run(self, request: Any) -> Any:
+        self._fake.delete_run(request.name)
+        return run_pb.DeleteRunResponse()
+
+    def _join_run(self, request: Any) -> Any:
+        lease = self._fake.join(request.run, request.worker_id, convert.duration_from_wire(request, "lease"))
+        return run_pb.JoinRunResponse(
+            worker=lease.worker, epoch=lease.epoch, lease=convert.duration_to_wire(lease.lease_seconds)
+        )
+
+    def _heartbeat(self, request: Any) -> Any:
+        self._fake.heartbeat(Lease(request.worker, request.epoch, 0.0))
+        return run_pb.HeartbeatResponse()
+
+    def _leave_run(self, request: Any) -> Any:
+        self._fake.leave(Lease(request.worker, request.epoch, 0.0))
+        return run_pb.LeaveRunResponse()
+
+    def _pull_weights(self, request: Any) -> Iterator[Any]:
+        manifest = self._fake.get_run(request.run).manifest
+        weights = self._fake.pull(request.run, manifest, _pull_request(request.pull))
+        yield from _weights_messages(weights, request.pull, manifest, optimizer_pb.PullWeightsResponse)
+
+    def _exchange(self, requests: Iterator[Any]) -> Iterator[Any]:
+        for message in requests:
+            header = getattr(message, message.WhichOneof("payload"))
+            manifest = self._fake.get_run(header.worker.split("/workers/")[0]).manifest
+            if message.HasField("pull"):
+                weights = self._fake.pull(header.worker.split("/workers/")[0], manifest, _pull_request(header.pull))
+            else:
+                result, weights = self._fake.push(manifest, _push(header, requests, manifest))
+                yield optimizer_pb.ExchangeResponse(
+                    result=optimizer_pb.PushResult(
+                        sequence=header.sequence,
+                        outcome=optimizer_pb.PushOutcome.Value(f"PUSH_OUTCOME_{result.outcome.upper()}"),
+                        reason=result.reason,
+                        message=result.message,
+                        step=result.step,
+                        staleness=result.staleness,
+                    )
+                )
+            if weights is not None:
+                yield from _weights_messages(weights, header.pull, manifest, optimizer_pb.ExchangeResponse)
+
+
+def _push(header: Any, requests: Iterator[Any], manifest: Manifest) -> Push:
+    assert header.manifest_digest == manifest.digest
+    return Push(
+        Lease(header.worker, header.epoch, 0.0),
+        header.sequence,
+        header.base_step,
+        header.example_count,
+        header.loss if header.HasField("loss") else None,
+        [_read_flat(requests, header, manifest)],
+        "float32",
+        convert.duration_from_wire(header, "wait") or 0.0,
+        _pull_request(header.pull) if header.HasField("pull") else None,
+    )
+
+
+def _pull_request(spec: Any) -> PullRequest:
+    return PullRequest(
+        Weights.Name(spec.weights).removeprefix("WEIGHTS_").lower(),
+        convert.dtype_from_wire(spec.dtype, default="float32"),
+        spec.min_step,
+        convert.duration_from_wire(spec, "wait") or 0.0,
+    )
+
+
+def _read_flat(requests: Iterator[Any], header: Any, manifest: Manifest) -> np.ndarray:
+    flat = np.empty(manifest.element_count, np.float32)
+    decoder = codec.FlatDecoder(flat, dtype=convert.dtype_from_wire(header.dtype), size_bytes=header.size_bytes)
+    for message in requests:
+        if isinstance(message, codec.Chunk):
+            decoder.add(message)
+        else:
+            decoder.finish(message.trailer.crc32c)
+            return flat
+    raise AssertionError("the stream has no trailer")
+
+
+def _weights_messages(weights: WeightsOfStep, spec: Any, manifest: Manifest, response: Any) -> Iterator[Any]:
+    encoder = codec.FlatEncoder([weights.flat], convert.dtype_from_wire(spec.dtype, default="float32"))
+    header = optimizer_pb.WeightsHeader(
+        step=weights.step,
+        weights=spec.weights,
+        dtype=spec.dtype,
+        size_bytes=encoder.size_bytes,
+        manifest_digest=manifest.digest,
+    )
+    yield response(header=header)
+    yield from encoder
+    yield response(trailer=StreamTrailer(crc32c=encoder.crc32c))
+
+
+def _run_message(info: RunInfo) -> run_pb2.Run:
+    status = info.status
+    state = run_pb2.RunState(
+        step=status.step,
+        lookahead_sync_count=status.lookahead_sync_count,
+        learning_rate=status.learning_rate,
+        applied_count=status.applied_count,
+        rejected_counts=status.rejected_counts,
+        loss=status.loss,
+        waiting_for=status.waiting_for,
+    )
+    for worker in status.workers:
+        remaining = convert.duration_to_wire(worker.lease_remaining_seconds)
+        fields = {name: value for name, value in vars(worker).items() if name != "lease_remaining_seconds"}
+        state.workers.append(run_pb2.Worker(lease_remaining=remaining, **fields))
+    if status.round is not None:
+        state.round.CopyFrom(run_pb2.Round(**vars(status.round)))
+    message = run_pb2.Run(
+        name=info.name,
+        parameter_count=info.parameter_count,
+        optimizer=convert.optimizer_to_wire(info.optimizer),
+        aggregation=convert.policy_to_wire(info.aggregation),
+        state=state,
+        manifest=convert.manifest_to_wire(info.manifest) if info.manifest else None,
+    )
+    message.create_time.FromDatetime(info.create_time)
+    return message
+
+
+def _answering(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(request)
+        except KedgeError as error:
+            context.abort_with_status(RichStatus(error))
+
+    return answer
+
+
+def _streaming(method: Callable[[Any], Iterator[Any]]) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        try:
+            yield from method(request)
+        except KedgeError as error:
+            context.abort_with_status(RichStatus(error))
+
+    return answer
+
+
+class RichStatus(grpc.Status):
+    """A status with its details, as the wire contract has it."""
+
+    def __init__(self, error: KedgeError) -> None:
+        self.code = getattr(grpc.StatusCode, error.entry.status)
+        self.details = error.message
+        info = any_pb2.Any()
+        info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+        status = status_pb2.Status(code=self.code.value[0], message=error.message, details=[info])
+        self.trailing_metadata = (("grpc-status-details-bin", status.SerializeToString()),)

@@ -1,13 +1,22 @@
 """`kedge-server` as a person meets it: what it prints, how it refuses, how it ends."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from server_process import EXECUTABLE, ServerProcess
+from wire_client import WireClient, floats, push_header, reason_of, stream, synchronous
+
+from kedge.v1 import optimizer_service_pb2 as pb
 
 
 def kedge_server(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +36,32 @@ def test_signal_ends_it_with_exit_code_0(signal_number: int) -> None:
     server.process.send_signal(signal_number)
     assert server.process.wait(timeout=30) == 0
     server.stop()
+
+
+def test_open_streams_and_waiting_workers_do_not_keep_it_from_ending() -> None:
+    with ServerProcess(environment={"KEDGE_SERVER__GRACE_SECONDS": "60"}) as server:
+        wire = WireClient(server.address)
+        run = wire.create("r", floats(1), aggregation=synchronous(2))
+        leases = [wire.join(run.name), wire.join(run.name)]
+        idle = wire.call("OptimizerService", "Exchange", endless())
+        header = push_header(leases[0], run.manifest.digest, size_bytes=4, wait=Duration(seconds=50))
+        push = stream(pb.ExchangeRequest, pb.ExchangeRequest(push=header), floats(1).tobytes())
+        waiting = wire.call("OptimizerService", "Exchange", itertools.chain(push, endless()))
+        while not wire.run(run.name).state.round.contribution_count:
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        for call in (idle, waiting):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            assert reason_of(caught.value) == "SERVER_DRAINING"
+        assert server.process.wait(timeout=30) == 0
+        wire.close()
+
+
+def endless() -> Iterator[Any]:
+    """Requests that never come and never end."""
+    threading.Event().wait(120)
+    yield from ()
 
 
 def test_port_in_use_is_refused_with_its_name(server: ServerProcess) -> None:

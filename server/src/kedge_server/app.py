@@ -13,6 +13,7 @@ from kedge.wire.codec import MAX_MESSAGE_BYTES
 from kedge_server.config import ConfigError, ServerConfig
 from kedge_server.engine.registry import Limits, Registry
 from kedge_server.rpc import services
+from kedge_server.rpc.idle import IdleStreams
 
 _log = structlog.get_logger("kedge.app")
 
@@ -31,7 +32,8 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     registry = Registry(limits(config), block_elements=config.device.block_elements)
     server = grpc.aio.server(options=_options(config))
     address = _listen(server, config.server.listen)
-    healthiness = await _add_services(server, registry)
+    idle = IdleStreams()
+    healthiness = await _add_services(server, registry, idle)
     await server.start()
     stop = _stop_on_signals()
     if config.server.data_dir is not None:
@@ -41,8 +43,10 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     await stop.wait()
     _log.info("stopping", grace_seconds=config.server.grace_seconds)
     await healthiness.enter_graceful_shutdown()
+    await registry.end()
+    idle.end()
     await server.stop(config.server.grace_seconds)
-    await registry.close()
+    registry.close()
 
 
 def limits(config: ServerConfig) -> Limits:
@@ -79,8 +83,8 @@ def _options(config: ServerConfig) -> list[tuple[str, int | str]]:
     ]
 
 
-async def _add_services(server: grpc.aio.Server, registry: Registry) -> health.aio.HealthServicer:
-    server.add_generic_rpc_handlers(services.handlers(registry))
+async def _add_services(server: grpc.aio.Server, registry: Registry, idle: IdleStreams) -> health.aio.HealthServicer:
+    server.add_generic_rpc_handlers(services.handlers(registry, idle))
     healthiness = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthiness, server)
     for name in ("", *services.NAMES):

@@ -59,6 +59,7 @@ class Registry:
         self._device = DeviceThread()
         self._runs: dict[str, RunEngine] = {}
         self._creating: set[str] = set()
+        self._is_ending = False
         # Microseconds since 1970 at the start: epochs grow from one server process to the next.
         self._epochs = itertools.count(int(time.time() * 1e6))
 
@@ -93,6 +94,8 @@ class Registry:
         Raises:
             KedgeError: RUN_ALREADY_EXISTS, RUN_TOO_LARGE or TOO_MANY_RUNS.
         """
+        if self._is_ending:
+            raise _draining()
         existing = self._runs.get(new.name)
         if existing is not None and new.request_id and existing.config.request_id == new.request_id:
             return existing
@@ -134,11 +137,15 @@ class Registry:
         run.end(_not_found(name))
         self.staging.drop_free(run.config.manifest.element_count)
 
-    async def close(self) -> None:
-        """Applies what was closed, and ends every run."""
+    async def end(self) -> None:
+        """Takes nothing more, applies the rounds that are closed, and ends every run. Snapshots can still be read."""
+        self._is_ending = True
         for run in self._runs.values():
             await run.drain()
-            run.end(KedgeError("SERVER_DRAINING", "the server is shutting down"))
+            run.end(_draining())
+
+    def close(self) -> None:
+        """Lets the device go. Only after `end`."""
         self._device.close()
 
     def _make_writer(self, new: NewRun, weights: np.ndarray) -> tuple[Writer, Snapshot]:
@@ -178,6 +185,10 @@ class Registry:
                 f"the server holds {len(self._runs)} runs, limits.runs is {self.limits.runs}: delete one",
                 limit=self.limits.runs,
             )
+
+
+def _draining() -> KedgeError:
+    return KedgeError("SERVER_DRAINING", "the server is shutting down: call again when it is back")
 
 
 def _not_found(name: str) -> KedgeError:

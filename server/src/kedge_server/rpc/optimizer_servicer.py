@@ -14,13 +14,15 @@ from kedge_server.engine.registry import Registry
 from kedge_server.engine.run import RunEngine
 from kedge_server.engine.snapshots import Snapshot
 from kedge_server.rpc import convert, streams
+from kedge_server.rpc.idle import IdleStreams
 
 
 class OptimizerServicer:
     """Answers OptimizerService from a registry."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, idle: IdleStreams) -> None:
         self._registry = registry
+        self._idle = idle
 
     async def push_gradients(self, requests: AsyncIterator[Any]) -> pb.PushGradientsResponse:
         """Takes one contribution."""
@@ -36,7 +38,7 @@ class OptimizerServicer:
 
     async def exchange(self, requests: AsyncIterator[Any]) -> AsyncIterator[Message | bytes]:
         """Takes contributions and sends weights, in the order asked."""
-        async for request in requests:
+        while (request := await self._idle.next_request(requests)) is not None:
             match streams.kind_of(request):
                 case "push":
                     run, result = await self._receive(requests, request.push)

@@ -4,6 +4,7 @@ import grpc
 
 from kedge.v1 import optimizer_service_pb2, run_service_pb2
 from kedge_server.engine.registry import Registry
+from kedge_server.rpc.idle import IdleStreams
 from kedge_server.rpc.methods import service_handler
 from kedge_server.rpc.optimizer_servicer import OptimizerServicer
 from kedge_server.rpc.run_servicer import RunServicer
@@ -15,9 +16,9 @@ NAMES: tuple[str, ...] = (_RUN_SERVICE.full_name, _OPTIMIZER_SERVICE.full_name)
 """The full names of the services, for health checks."""
 
 
-def handlers(registry: Registry) -> tuple[grpc.GenericRpcHandler, ...]:
+def handlers(registry: Registry, idle: IdleStreams) -> tuple[grpc.GenericRpcHandler, ...]:
     """The handlers of all services, answered from a registry."""
     return (
         service_handler(_RUN_SERVICE, RunServicer(registry)),
-        service_handler(_OPTIMIZER_SERVICE, OptimizerServicer(registry)),
+        service_handler(_OPTIMIZER_SERVICE, OptimizerServicer(registry, idle)),
     )

@@ -1,0 +1,216 @@
+"""When a round closes, what a run waits for, and how contributions weigh: the pure functions, called."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kedge.policies import Asynchronous, Policy, Synchronous
+from kedge_server.core.rounds import Decision, RoundFacts, decide, is_formed, mean_loss, mean_weights, waiting_for
+
+FOUR = Synchronous(quorum=4)
+FOUR_IN_TEN_SECONDS = Synchronous(quorum=4, timeout_seconds=10)
+
+
+def facts(count: int, *, opened: float | None = 100.0, live: int = 4, formed: bool = True) -> RoundFacts:
+    return RoundFacts(count, opened if count else None, live, formed)
+
+
+@pytest.mark.parametrize(
+    ("open_round", "policy", "want"),
+    [
+        # All live: as many as the quorum.
+        (facts(0), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
+        (facts(3), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
+        (facts(4), FOUR, Decision(True, "QUORUM_REACHED", 4)),
+        (facts(5), FOUR, Decision(True, "QUORUM_REACHED", 4)),
+        # More workers than the quorum are backup workers.
+        (facts(3, live=6), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
+        (facts(4, live=6), FOUR, Decision(True, "QUORUM_REACHED", 4)),
+        # A formed run does with those that live ...
+        (facts(2, live=3), FOUR, Decision(False, "WAITING_FOR_QUORUM", 3)),
+        (facts(3, live=3), FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 3)),
+        (facts(1, live=1), FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 1)),
+        # ... and never closes a round of nothing, even when nobody lives.
+        (facts(0, live=1), FOUR, Decision(False, "WAITING_FOR_QUORUM", 1)),
+        (facts(0, live=0), FOUR, Decision(False, "WAITING_FOR_QUORUM", 1)),
+        (facts(1, live=0), FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 1)),
+        # A run that has not formed waits for its workers to come.
+        (facts(1, live=1, formed=False), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
+        (facts(3, live=3, formed=False), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
+        (facts(4, live=3, formed=False), FOUR, Decision(True, "QUORUM_REACHED", 4)),
+        # Quorum 1.
+        (facts(1, live=1), Synchronous(quorum=1), Decision(True, "QUORUM_REACHED", 1)),
+        # Asynchronous: each contribution, whoever lives.
+        (facts(0), Asynchronous(), Decision(False, "EACH_CONTRIBUTION", 1)),
+        (facts(1), Asynchronous(), Decision(True, "EACH_CONTRIBUTION", 1)),
+        (facts(1, live=0, formed=False), Asynchronous(max_staleness=0), Decision(True, "EACH_CONTRIBUTION", 1)),
+    ],
+)
+def test_decision_without_timeout(open_round: RoundFacts, policy: Policy, want: Decision) -> None:
+    assert decide(1e9, open_round, policy) == want
+
+
+@pytest.mark.parametrize(
+    ("now", "open_round", "want"),
+    [
+        (100.0, facts(1), Decision(False, "WAITING_FOR_QUORUM", 4, 110.0)),
+        (109.9, facts(3), Decision(False, "WAITING_FOR_QUORUM", 4, 110.0)),
+        (110.0, facts(1), Decision(True, "TIMEOUT", 4)),
+        (999.0, facts(3), Decision(True, "TIMEOUT", 4)),
+        (999.0, facts(1, live=1, formed=False), Decision(True, "TIMEOUT", 4)),
+        # What is complete closes for that reason, however late it is.
+        (999.0, facts(4), Decision(True, "QUORUM_REACHED", 4)),
+        (999.0, facts(2, live=2), Decision(True, "ALL_LIVE_CONTRIBUTED", 2)),
+        # Before the first contribution no time runs.
+        (999.0, facts(0), Decision(False, "WAITING_FOR_QUORUM", 4)),
+    ],
+)
+def test_decision_with_a_timeout_of_ten_seconds(now: float, open_round: RoundFacts, want: Decision) -> None:
+    assert decide(now, open_round, FOUR_IN_TEN_SECONDS) == want
+
+
+open_rounds = st.builds(
+    lambda count, live, formed: facts(count, live=live, formed=formed),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.booleans(),
+)
+policies = st.one_of(
+    st.builds(Synchronous, quorum=st.integers(1, 9), timeout_seconds=st.none() | st.floats(0.1, 1e3)),
+    st.builds(Asynchronous),
+)
+times = st.floats(100, 1e6)
+
+
+@given(times, open_rounds, policies)
+def test_an_empty_round_never_closes(now: float, open_round: RoundFacts, policy: Policy) -> None:
+    empty = open_round._replace(contribution_count=0, opened_at_seconds=None)
+    assert not decide(now, empty, policy).close
+
+
+@given(times, open_rounds, policies)
+def test_another_contribution_never_opens_what_was_to_close(now: float, open_round: RoundFacts, policy: Policy) -> None:
+    if decide(now, open_round, policy).close:
+        assert decide(now, open_round._replace(contribution_count=open_round.contribution_count + 1), policy).close
+
+
+@given(times, open_rounds, policies)
+def test_losing_a_worker_never_makes_a_round_wait_longer(now: float, open_round: RoundFacts, policy: Policy) -> None:
+    fewer = open_round._replace(live_count=max(open_round.live_count - 1, 0))
+    assert decide(now, fewer, policy).close >= decide(now, open_round, policy).close
+
+
+@given(times, open_rounds, policies)
+def test_the_time_to_look_again_is_when_the_answer_changes(now: float, open_round: RoundFacts, policy: Policy) -> None:
+    decision = decide(now, open_round, policy)
+    later = decision.look_again_at_seconds
+    if later is None:
+        assert decide(now + 1e9, open_round, policy).close == decision.close
+    else:
+        assert not decision.close
+        assert now < later
+        assert decide(later, open_round, policy).reason == "TIMEOUT"
+
+
+@pytest.mark.parametrize(
+    ("open_round", "policy", "want"),
+    [
+        (
+            facts(0, live=1, formed=False),
+            FOUR,
+            "3 more workers to join: the quorum is 4, 1 live",
+        ),
+        (
+            facts(0, live=3, formed=False),
+            FOUR,
+            "1 more worker to join: the quorum is 4, 3 live",
+        ),
+        (facts(0, live=4, formed=False), FOUR, ""),
+        (facts(0, live=1, formed=True), FOUR, ""),
+        (facts(0, live=0, formed=False), Asynchronous(), ""),
+    ],
+)
+def test_a_run_says_which_workers_it_waits_for(open_round: RoundFacts, policy: Policy, want: str) -> None:
+    assert waiting_for(open_round, policy) == want
+
+
+@pytest.mark.parametrize(
+    ("example_counts", "staleness", "policy", "want"),
+    [
+        ([5], [0], FOUR, [1.0]),
+        ([1, 1, 1, 1], [0, 0, 0, 0], FOUR, [0.25] * 4),
+        ([3, 1, 4], [0, 0, 0], FOUR, [0.375, 0.125, 0.5]),
+        ([7], [3], Asynchronous(), [1.0]),
+        ([7], [0], Asynchronous(scaling="inverse"), [1.0]),
+        ([7], [3], Asynchronous(scaling="inverse"), [0.25]),
+        ([1, 3], [1, 0], Asynchronous(scaling="inverse"), [0.125, 0.75]),
+    ],
+)
+def test_contributions_weigh_by_examples_and_where_asked_by_staleness(
+    example_counts: list[int], staleness: list[int], policy: Policy, want: list[float]
+) -> None:
+    assert mean_weights(example_counts, staleness, policy) == want
+
+
+counts = st.lists(st.integers(1, 2**62), min_size=1, max_size=64)
+
+
+@given(counts, st.sampled_from([FOUR, Asynchronous()]))
+def test_without_scaling_the_weights_are_the_shares_and_sum_to_one(example_counts: list[int], policy: Policy) -> None:
+    weights = mean_weights(example_counts, [1] * len(example_counts), policy)
+    total = sum(example_counts)
+    for weight, count in zip(weights, example_counts, strict=True):
+        assert weight == pytest.approx(float(Fraction(count, total)), rel=2**-52)
+    assert sum(map(Fraction, weights)) == pytest.approx(1, abs=2**-52)
+
+
+@given(st.lists(st.tuples(st.integers(1, 2**31), st.integers(0, 1000)), min_size=1, max_size=32))
+def test_inverse_scaling_only_takes_away(contributions: list[tuple[int, int]]) -> None:
+    example_counts, staleness = (list(column) for column in zip(*contributions, strict=True))
+    plain = mean_weights(example_counts, staleness, Asynchronous())
+    scaled = mean_weights(example_counts, staleness, Asynchronous(scaling="inverse"))
+    for whole, part, steps in zip(plain, scaled, staleness, strict=True):
+        assert part * (1 + steps) == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_staleness_for_each_contribution_is_demanded() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        mean_weights([1, 1], [0], Asynchronous(scaling="inverse"))
+
+
+@pytest.mark.parametrize(
+    ("was_formed", "live_count", "policy", "want"),
+    [
+        (False, 3, FOUR, False),
+        (False, 4, FOUR, True),
+        (False, 5, FOUR, True),
+        # Once formed, a run stays so until it is empty.
+        (True, 1, FOUR, True),
+        (True, 0, FOUR, False),
+        (False, 0, FOUR, False),
+        (True, 4, Asynchronous(), False),
+    ],
+)
+def test_a_run_is_formed_from_its_first_quorum_until_it_is_empty(
+    was_formed: bool, live_count: int, policy: Policy, want: bool
+) -> None:
+    assert is_formed(was_formed, live_count, policy) == want
+
+
+@pytest.mark.parametrize(
+    ("losses", "want"),
+    [
+        ([], None),
+        ([(None, 3)], None),
+        ([(2.5, 3)], 2.5),
+        ([(1.0, 3), (5.0, 1)], 2.0),
+        ([(1.0, 3), (None, 100), (5.0, 1)], 2.0),
+        ([(0.0, 1)], 0.0),
+    ],
+)
+def test_the_mean_loss_is_that_of_the_examples_whose_loss_is_known(
+    losses: list[tuple[float | None, int]], want: float | None
+) -> None:
+    assert mean_loss(losses) == want

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
-import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from wire_client import (
@@ -179,12 +178,13 @@ def test_stale_gradient_is_rejected_with_the_step_to_pull(target: Target) -> Non
     assert result.staleness == 1
 
 
-def test_finite_gradient_whose_sum_overflows_is_taken(wire: WireClient, run_id: str) -> None:
-    run = wire.create(run_id, floats(0, 0), optimizer=sgd(lr=1e-37))
-    lease = wire.join(run.name)
-    result = wire.push(push_stream(lease, run.manifest.digest, floats(3e38, 3e38)))
-    assert result.outcome == pb.PUSH_OUTCOME_APPLIED
-    np.testing.assert_allclose(wire.pull(run.name)[1], [-30, -30], rtol=1e-6)
+@pytest.mark.parametrize("values", [(3e38, 3e38, 0, 0), (2e19, 0, 0, 0)])
+def test_gradient_whose_squares_overflow_is_rejected(target: Target, values: tuple[float, ...]) -> None:
+    before = target.state()
+    requests = push_stream(target.lease, target.run.manifest.digest, floats(*values), sequence=2, base_step=1)
+    result = target.wire.push(requests)
+    assert (result.outcome, result.reason) == (pb.PUSH_OUTCOME_REJECTED, "GRADIENT_TOO_LARGE")
+    assert target.state()[-1] == before[-1]
 
 
 def _create(wire: WireClient, run_id: str, **changes: Any) -> None:

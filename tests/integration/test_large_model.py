@@ -43,13 +43,17 @@ def train(address: str, name: str, grads: dict[str, np.ndarray], steps: int) -> 
 @pytest.mark.slow
 def test_gpt2_goes_through_two_workers_exactly_in_small_messages() -> None:
     params, grads = tree_of(1009), [tree_of(7), tree_of(11)]
-    with ServerProcess() as server, GrpcRecorder(server.address) as recorder, ThreadPoolExecutor(WORKERS) as pool:
-        with kedge.connect(recorder.address) as client:
-            run = client.create_run(
-                "gpt2", params=params, optimizer=optim.SGD(lr=1.0), aggregation=kedge.Synchronous(WORKERS)
-            )
-            results = list(pool.map(lambda g: train(recorder.address, "gpt2", g, 1), grads))
-            pulled = run.pull("fast")
+    with (
+        ServerProcess() as server,
+        GrpcRecorder(server.address) as recorder,
+        ThreadPoolExecutor(WORKERS) as pool,
+        kedge.connect(recorder.address) as client,
+    ):
+        run = client.create_run(
+            "gpt2", params=params, optimizer=optim.SGD(lr=1.0), aggregation=kedge.Synchronous(WORKERS)
+        )
+        results = list(pool.map(lambda g: train(recorder.address, "gpt2", g, 1), grads))
+        pulled = run.pull("fast")
     for name, start in params.items():
         expected = start - (grads[0][name] + grads[1][name]) / 2  # exact: halves of small whole numbers
         for weights in (*results, pulled):

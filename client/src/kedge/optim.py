@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+_FLOAT32_MAX = 3.4028234663852886e38
+_FLOAT32_MIN_NORMAL = 1.1754943508222875e-38
+
+
 class Schedule(Protocol):
     """A learning rate that changes as steps are applied."""
 
@@ -137,8 +141,13 @@ class UpdateSpec(NamedTuple):
     """Lookahead's slow step size."""
 
     def rate(self, step_count: int) -> float:
-        """The learning rate of the next step, after `step_count` applied ones."""
-        return self.lr if isinstance(self.lr, float) else self.lr.rate(step_count)
+        """The learning rate of the next step, after `step_count` applied ones; never more than float32 holds."""
+        if isinstance(self.lr, float):
+            return self.lr
+        try:
+            return min(self.lr.rate(step_count), _FLOAT32_MAX)
+        except OverflowError:
+            return _FLOAT32_MAX
 
     def ends_sync_period(self, step: int) -> bool:
         """Whether the step of this number (the first is 1) ends with a lookahead sync."""
@@ -229,7 +238,7 @@ class Adam(_Base):
         """Checks every field."""
         self._check_common()
         object.__setattr__(self, "betas", _checked_betas(self.betas))
-        _check("eps", self.eps, self.eps > 0, "greater than 0")
+        _check_eps(self.eps)
 
 
 @dataclass(frozen=True)
@@ -258,7 +267,7 @@ class AdamW(_Base):
         """Checks every field."""
         self._check_common()
         object.__setattr__(self, "betas", _checked_betas(self.betas))
-        _check("eps", self.eps, self.eps > 0, "greater than 0")
+        _check_eps(self.eps)
 
     def _coupled_decay(self) -> float:
         return 0.0
@@ -296,7 +305,7 @@ class AdaBelief(_Base):
         """Checks every field."""
         self._check_common()
         object.__setattr__(self, "betas", _checked_betas(self.betas))
-        _check("eps", self.eps, self.eps > 0, "greater than 0")
+        _check_eps(self.eps)
         _check("eps_root", self.eps_root, self.eps_root is None or self.eps_root >= 0, "None or at least 0")
 
 
@@ -407,6 +416,11 @@ def _check_lr(lr: float | Schedule) -> None:
         if callable(getattr(lr, "rate", None)):
             raise TypeError(f"lr is {lr!r}: only the schedules of kedge.optim can travel to the server")
         _check_rate("lr", lr)  # type: ignore[arg-type]  # whatever is no number is refused there
+
+
+def _check_eps(eps: float) -> None:
+    # Below it float32 has only zero, and the first step would divide by it.
+    _check("eps", eps, eps >= _FLOAT32_MIN_NORMAL, f"at least {_FLOAT32_MIN_NORMAL:.3g}, float32's least")
 
 
 def _check_clips(norm: float | None, value: float | None) -> None:

@@ -11,7 +11,7 @@ __all__ = ["Asynchronous", "Policy", "Synchronous"]
 class Synchronous:
     """A step is the mean, weighted by `example_count`, of the first `quorum` contributions, at most one a worker.
 
-    Once `quorum` workers have been alive at one time, a round needs only as many contributions as workers live: a lost
+    Once `quorum` workers have been alive at one time, a round also closes when every live worker has contributed: a lost
     worker delays it by its lease at most.
 
     Attributes:
@@ -48,7 +48,9 @@ class Asynchronous:
     def __post_init__(self) -> None:
         """Checks every field."""
         if self.max_staleness is not None and not (isinstance(self.max_staleness, int) and self.max_staleness >= 0):
-            raise ValueError(f"max_staleness is {self.max_staleness!r}: it must be None or a whole number of steps >= 0")
+            raise ValueError(
+                f"max_staleness is {self.max_staleness!r}: it must be None or a whole number of steps >= 0"
+            )
         if self.scaling not in ("none", "inverse"):
             raise ValueError(f"scaling is {self.scaling!r}: it must be 'none' or 'inverse'")
 

@@ -1,12 +1,13 @@
 """What is refused before anything changes: errors of the protocol, and rejections that are answers."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kedge.policies import Asynchronous, Policy, Synchronous
 from kedge.wire.errors import CATALOGUE, KedgeError
-from kedge_server.core.admission import Standing, check_header, judge
+from kedge_server.core.admission import Inspection, Standing, check_header, judge
 from kedge_server.core.values import ContributionHeader
 
 DIGEST = b"\x01\x02"
@@ -52,10 +53,21 @@ def test_a_header_out_of_order_is_an_error_with_its_reason(
     assert set(metadata) == set(CATALOGUE[reason].metadata)
 
 
+def inspected(bad: int | None, *, piece: int = 50) -> Inspection:
+    """What is learnt of 200 values that come in pieces, one of them a NaN."""
+    values = np.ones(200, np.float32)
+    if bad is not None:
+        values[bad:] = [np.nan, *np.ones(199 - bad)]
+    inspection = Inspection()
+    for at in range(0, values.size, piece):
+        inspection.add(values[at : at + piece])
+    return inspection
+
+
 def judged(base_step: int, policy: Policy, *, has_contributed: bool = False, bad: int | None = None) -> str | None:
     """The reason of the rejection by a run at step 7, None where the contribution is taken."""
     standing = Standing(step=7, has_contributed=has_contributed)
-    rejection = judge(header(base_step=base_step), standing=standing, policy=policy, non_finite_element=bad)
+    rejection = judge(header(base_step=base_step), standing=standing, policy=policy, inspection=inspected(bad))
     return rejection.reason if rejection else None
 
 
@@ -92,16 +104,45 @@ def test_what_is_stale_is_called_stale_even_after_a_contribution() -> None:
 @pytest.mark.parametrize("element", [0, 123])
 def test_a_non_finite_element_is_rejected_first_of_all_and_named(policy: Policy, element: int) -> None:
     standing = Standing(step=7, has_contributed=True)
-    rejection = judge(header(base_step=0), standing=standing, policy=policy, non_finite_element=element)
+    rejection = judge(header(base_step=0), standing=standing, policy=policy, inspection=inspected(element))
     assert rejection is not None
     assert rejection.reason == "NON_FINITE_GRADIENT"
     assert f"element {element} " in rejection.message
 
 
+@pytest.mark.parametrize(
+    ("pieces", "reason"),
+    [
+        ([[np.inf, -np.inf]], "NON_FINITE_GRADIENT"),
+        ([[1.0], [-np.inf]], "NON_FINITE_GRADIENT"),
+        ([[3e38, 3e38], [np.nan]], "NON_FINITE_GRADIENT"),
+        # 1.9e19 squared is 3.61e38; float32 ends at 3.40e38.
+        ([[1.9e19]], "GRADIENT_TOO_LARGE"),
+        ([[1.4e19], [1.4e19]], "GRADIENT_TOO_LARGE"),
+        ([[1.2e19], [1.2e19]], None),
+        ([[1.8e19]], None),
+    ],
+)
+def test_values_that_no_moment_could_hold_are_rejected(pieces: list[list[float]], reason: str | None) -> None:
+    inspection = Inspection()
+    for piece in pieces:
+        inspection.add(np.array(piece, np.float32))
+    rejection = inspection.rejection()
+    assert (rejection and rejection.reason) == reason
+
+
+@given(st.lists(st.floats(-1e9, 1e9, width=32), max_size=50), st.integers(1, 50))
+def test_sum_of_squares_does_not_depend_on_the_pieces(values: list[float], piece: int) -> None:
+    inspection = Inspection()
+    for at in range(0, len(values), piece):
+        inspection.add(np.array(values[at : at + piece], np.float32))
+    np.testing.assert_allclose(inspection.sum_of_squares, sum(value**2 for value in values), rtol=1e-5, atol=1e-30)
+
+
 def test_a_stale_gradients_message_says_how_old_and_what_the_limit_is() -> None:
     standing = Standing(step=9, has_contributed=False)
     rejection = judge(
-        header(base_step=0), standing=standing, policy=Asynchronous(max_staleness=4), non_finite_element=None
+        header(base_step=0), standing=standing, policy=Asynchronous(max_staleness=4), inspection=Inspection()
     )
     assert rejection is not None
     assert rejection.message == "gradient is 9 steps old, the limit is 4: pull and recompute"
@@ -111,11 +152,13 @@ def test_a_stale_gradients_message_says_how_old_and_what_the_limit_is() -> None:
 def test_an_asynchronous_contribution_is_taken_exactly_within_the_bound(step: int, lag: int, bound: int | None) -> None:
     standing = Standing(step=step + lag, has_contributed=False)
     rejection = judge(
-        header(base_step=step), standing=standing, policy=Asynchronous(max_staleness=bound), non_finite_element=None
+        header(base_step=step), standing=standing, policy=Asynchronous(max_staleness=bound), inspection=Inspection()
     )
     assert (rejection is None) == (bound is None or lag <= bound)
 
 
-@pytest.mark.parametrize("reason", ["STALE_GRADIENT", "ALREADY_CONTRIBUTED", "NON_FINITE_GRADIENT"])
+@pytest.mark.parametrize(
+    "reason", ["STALE_GRADIENT", "ALREADY_CONTRIBUTED", "NON_FINITE_GRADIENT", "GRADIENT_TOO_LARGE"]
+)
 def test_every_reason_of_a_rejection_stands_in_the_catalogue(reason: str) -> None:
     assert reason in CATALOGUE

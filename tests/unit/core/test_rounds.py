@@ -13,8 +13,12 @@ FOUR = Synchronous(quorum=4)
 FOUR_IN_TEN_SECONDS = Synchronous(quorum=4, timeout_seconds=10)
 
 
-def facts(count: int, *, opened: float | None = 100.0, live: int = 4, formed: bool = True) -> RoundFacts:
-    return RoundFacts(count, opened if count else None, live, formed)
+def facts(
+    count: int, *, opened: float | None = 100.0, live: int = 4, awaited: int | None = None, formed: bool = True
+) -> RoundFacts:
+    """A round whose contributors all live, unless `awaited` says otherwise."""
+    awaited = max(live - count, 0) if awaited is None else awaited
+    return RoundFacts(count, opened if count else None, live, awaited, formed)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,10 @@ def facts(count: int, *, opened: float | None = 100.0, live: int = 4, formed: bo
         (facts(0, live=1), FOUR, Decision(False, "WAITING_FOR_QUORUM", 1)),
         (facts(0, live=0), FOUR, Decision(False, "WAITING_FOR_QUORUM", 1)),
         (facts(1, live=0), FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 1)),
+        # Contributors that died since count, but stand for nobody who is still awaited.
+        (facts(2, live=2, awaited=2), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
+        (facts(2, live=2, awaited=1), FOUR, Decision(False, "WAITING_FOR_QUORUM", 3)),
+        (facts(3, live=2, awaited=0), FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 3)),
         # A run that has not formed waits for its workers to come.
         (facts(1, live=1, formed=False), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
         (facts(3, live=3, formed=False), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
@@ -72,7 +80,10 @@ def test_decision_with_a_timeout_of_ten_seconds(now: float, open_round: RoundFac
 
 
 open_rounds = st.builds(
-    lambda count, live, formed: facts(count, live=live, formed=formed),
+    lambda count, contributing, awaited, formed: facts(
+        count, live=min(contributing, count) + awaited, awaited=awaited, formed=formed
+    ),
+    st.integers(0, 9),
     st.integers(0, 9),
     st.integers(0, 9),
     st.booleans(),
@@ -92,14 +103,20 @@ def test_an_empty_round_never_closes(now: float, open_round: RoundFacts, policy:
 
 @given(times, open_rounds, policies)
 def test_another_contribution_never_opens_what_was_to_close(now: float, open_round: RoundFacts, policy: Policy) -> None:
-    if decide(now, open_round, policy).close:
-        assert decide(now, open_round._replace(contribution_count=open_round.contribution_count + 1), policy).close
+    more = open_round._replace(
+        contribution_count=open_round.contribution_count + 1, awaited_count=max(open_round.awaited_count - 1, 0)
+    )
+    assert decide(now, more, policy).close >= decide(now, open_round, policy).close
 
 
 @given(times, open_rounds, policies)
 def test_losing_a_worker_never_makes_a_round_wait_longer(now: float, open_round: RoundFacts, policy: Policy) -> None:
-    fewer = open_round._replace(live_count=max(open_round.live_count - 1, 0))
-    assert decide(now, fewer, policy).close >= decide(now, open_round, policy).close
+    before = decide(now, open_round, policy)
+    contributor = open_round._replace(live_count=max(open_round.live_count - 1, 0))
+    awaited = contributor._replace(awaited_count=max(open_round.awaited_count - 1, 0))
+    for fewer in (contributor, awaited):
+        assert decide(now, fewer, policy).close >= before.close
+        assert decide(now, fewer, policy).required_count <= before.required_count
 
 
 @given(times, open_rounds, policies)

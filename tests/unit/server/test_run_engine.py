@@ -12,6 +12,7 @@ from kedge import optim
 from kedge.policies import Asynchronous, Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
+from kedge_server.core.admission import Inspection
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.contributions import Contribution
 from kedge_server.engine.run import RunConfig, RunEngine
@@ -109,7 +110,7 @@ class Bench:
         )
         buffer = self.pool.acquire(2)
         buffer.array[:] = value
-        return self.run.submit(header, buffer, None)
+        return self.run.submit(header, buffer, Inspection())
 
     async def result(self, contribution: Contribution) -> PushResult:
         return await self.run.result(contribution, None)
@@ -232,6 +233,20 @@ async def test_contribution_of_a_worker_that_died_since_still_counts() -> None:
     second = bench.submit("b", b, 1, 4.0)
     bench.clock.advance_to(2)
     assert (await bench.result(first)).step == (await bench.result(second)).step == 1
+
+
+async def test_round_waits_for_the_living_when_only_the_dead_have_contributed() -> None:
+    bench = Bench(Synchronous(3))
+    a = bench.join("a", lease_seconds=1)
+    b, c = bench.join("b", lease_seconds=100), bench.join("c", lease_seconds=100)
+    first = bench.submit("a", a, 1)
+    bench.clock.advance_to(0.5)
+    second = bench.submit("b", b, 1)
+    bench.clock.advance_to(10)  # a is gone; two contributions, two live workers, but c has yet to contribute
+    assert not first.round.closed.is_set()
+    third = bench.submit("c", c, 1)
+    results = [await bench.result(contribution) for contribution in (first, second, third)]
+    assert {(result.reason, result.step) for result in results} == {("QUORUM_REACHED", 1)}
 
 
 async def test_second_contribution_of_a_worker_to_a_round_is_rejected() -> None:

@@ -202,8 +202,6 @@ class FlatDecoder:
         self._position = 0
         self._crc32c = 0
         self.size_bytes = out.size * self._dtype.itemsize
-        self.non_finite_element: int | None = None
-        """The index of the first NaN or infinity, if one came. A non-finite stream is still read to its end."""
         if size_bytes != self.size_bytes:
             raise KedgeError(
                 "SIZE_MISMATCH",
@@ -213,8 +211,11 @@ class FlatDecoder:
                 got=size_bytes,
             )
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk) -> np.ndarray:
         """Takes the next chunk.
+
+        Returns:
+            The part of `out` that it filled.
 
         Raises:
             KedgeError: CHUNK_OUT_OF_RANGE, CHUNK_OVERLAP, CHUNK_GAP or CHUNK_MISALIGNED.
@@ -224,11 +225,9 @@ class FlatDecoder:
         begin = chunk.offset // itemsize
         target = self._out[begin : begin + len(chunk.data) // itemsize]
         target[:] = np.frombuffer(chunk.data, self._dtype)
-        if self.non_finite_element is None:
-            bad = _first_non_finite(target)
-            self.non_finite_element = None if bad is None else begin + bad
         self._crc32c = google_crc32c.extend(self._crc32c, bytes(chunk.data))
         self._position += len(chunk.data)
+        return target
 
     def finish(self, crc32c: int) -> None:
         """Takes the trailer.
@@ -275,12 +274,3 @@ class FlatDecoder:
                 offset=offset,
                 expected=self._position,
             )
-
-
-def _first_non_finite(values: np.ndarray) -> int | None:
-    # A sum is NaN or infinite if any element is, and costs less than looking at each one.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.add.reduce(values)):
-            return None
-    bad = np.flatnonzero(~np.isfinite(values))
-    return int(bad[0]) if bad.size else None

@@ -184,6 +184,11 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             "The gradient holds a NaN or an infinity; nothing was changed. Skip the batch, or lower the rate.",
             "element",
         ),
+        "GRADIENT_TOO_LARGE": _invalid(
+            "The squares of the gradient's elements add up to more than float32 holds; nothing was changed. "
+            "Lower the loss scale.",
+            "sum_of_squares",
+        ),
         "INVALID_EXAMPLE_COUNT": _invalid(
             "example_count must be at least 1: it weighs the contribution in the mean.", "example_count"
         ),

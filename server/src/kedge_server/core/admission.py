@@ -4,11 +4,16 @@ An error means that the worker broke the protocol: nothing is recorded and the s
 answer: it is recorded, and the sequence is used up.
 """
 
+import math
 from typing import NamedTuple
+
+import numpy as np
 
 from kedge.policies import Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge_server.core.values import ContributionHeader
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Standing(NamedTuple):
@@ -25,6 +30,45 @@ class Rejection(NamedTuple):
 
     reason: str
     message: str
+
+
+class Inspection:
+    """What is learnt of a gradient's values while they come in, a piece at a time.
+
+    A sum of squares is not finite if any element is not, and costs less than looking at each one. It must be within
+    float32, too: a norm or a second moment that overflows could never be undone.
+    """
+
+    def __init__(self) -> None:
+        self.non_finite_element: int | None = None
+        self.sum_of_squares = 0.0
+        self._element_count = 0
+
+    def add(self, values: np.ndarray) -> None:
+        """Takes the next values, float32, in order."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = float(np.einsum("i,i->", values, values))
+        self.sum_of_squares += squares
+        if self.non_finite_element is None and not math.isfinite(squares):
+            bad = np.flatnonzero(~np.isfinite(values))
+            self.non_finite_element = self._element_count + int(bad[0]) if bad.size else None
+        self._element_count += values.size
+
+    def rejection(self) -> Rejection | None:
+        """Why these values are not taken, if they are not."""
+        if self.non_finite_element is not None:
+            return Rejection(
+                "NON_FINITE_GRADIENT",
+                f"element {self.non_finite_element} of the gradient is NaN or infinite: nothing was changed; "
+                "skip the batch, or lower the learning rate or loss scale",
+            )
+        if self.sum_of_squares > _FLOAT32_MAX:
+            return Rejection(
+                "GRADIENT_TOO_LARGE",
+                f"the gradient's squares add up to {self.sum_of_squares:.3g}, float32 holds {_FLOAT32_MAX:.3g}: "
+                "nothing was changed; lower the loss scale",
+            )
+        return None
 
 
 def check_header(header: ContributionHeader, *, manifest_digest: bytes, step: int) -> None:
@@ -56,15 +100,12 @@ def check_header(header: ContributionHeader, *, manifest_digest: bytes, step: in
 
 
 def judge(
-    header: ContributionHeader, *, standing: Standing, policy: Policy, non_finite_element: int | None
+    header: ContributionHeader, *, standing: Standing, policy: Policy, inspection: Inspection
 ) -> Rejection | None:
     """Judges a contribution that has arrived whole; None means that it is taken."""
-    if non_finite_element is not None:
-        return Rejection(
-            "NON_FINITE_GRADIENT",
-            f"element {non_finite_element} of the gradient is NaN or infinite: nothing was changed; skip the batch, "
-            "or lower the learning rate or loss scale",
-        )
+    unfit = inspection.rejection()
+    if unfit is not None:
+        return unfit
     staleness = standing.step - header.base_step
     limit = 0 if isinstance(policy, Synchronous) else policy.max_staleness
     if limit is not None and staleness > limit:

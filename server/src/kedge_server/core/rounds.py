@@ -14,6 +14,8 @@ class RoundFacts(NamedTuple):
     """When its first contribution came; None before."""
     live_count: int
     """Workers that hold a lease."""
+    awaited_count: int
+    """Those of them that have not contributed to the round."""
     is_formed: bool
     """Whether as many workers as the quorum have been alive at one time since the run was last empty."""
 
@@ -33,7 +35,9 @@ def decide(now_seconds: float, facts: RoundFacts, policy: Policy) -> Decision:
     """Decides on an open round."""
     if isinstance(policy, Asynchronous):
         return Decision(facts.contribution_count > 0, "EACH_CONTRIBUTION", 1)
-    required = min(policy.quorum, max(facts.live_count, 1)) if facts.is_formed else policy.quorum
+    required = policy.quorum
+    if facts.is_formed:
+        required = max(1, min(required, facts.contribution_count + facts.awaited_count))
     if facts.contribution_count >= policy.quorum:
         return Decision(True, "QUORUM_REACHED", required)
     if facts.contribution_count >= required:

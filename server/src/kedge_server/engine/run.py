@@ -149,7 +149,7 @@ class RunEngine:
             self._require_takeable(lease, header)
 
     def submit(
-        self, header: ContributionHeader, gradient: StagingBuffer, non_finite_element: int | None
+        self, header: ContributionHeader, gradient: StagingBuffer, inspection: admission.Inspection
     ) -> Contribution:
         """Takes a contribution that has arrived whole: this is the commit point. Owns the buffer from now on.
 
@@ -166,7 +166,7 @@ class RunEngine:
             known = lease.ledger.find(header.sequence)
             if known is None:
                 self._require_takeable(lease, header)
-                return self._take(lease, header, gradient, non_finite_element)
+                return self._take(lease, header, gradient, inspection)
         except KedgeError:
             gradient.release()
             raise
@@ -273,15 +273,13 @@ class RunEngine:
         admission.check_header(header, manifest_digest=self.config.manifest.digest, step=self.closed_step)
 
     def _take(
-        self, lease: Lease, header: ContributionHeader, gradient: StagingBuffer, non_finite_element: int | None
+        self, lease: Lease, header: ContributionHeader, gradient: StagingBuffer, inspection: admission.Inspection
     ) -> Contribution:
         contribution = Contribution(
             header, self.closed_step - header.base_step, asyncio.get_running_loop().create_future(), gradient=gradient
         )
         standing = admission.Standing(self.closed_step, self._has_contributed(header.worker_id))
-        rejection = admission.judge(
-            header, standing=standing, policy=self.config.policy, non_finite_element=non_finite_element
-        )
+        rejection = admission.judge(header, standing=standing, policy=self.config.policy, inspection=inspection)
         lease.ledger.record(header.sequence, contribution)
         lease.last_staleness, lease.last_loss = contribution.staleness, header.loss
         self._leases.renew(lease, self._clock.now())
@@ -317,8 +315,13 @@ class RunEngine:
         return any(held.header.worker_id == worker_id for held in self._round.contributions)
 
     def _facts(self) -> rounds.RoundFacts:
+        contributors = {held.header.worker_id for held in self._round.contributions}
         return rounds.RoundFacts(
-            len(self._round.contributions), self._round.opened_at_seconds, len(self._leases), self._is_formed
+            contribution_count=len(self._round.contributions),
+            opened_at_seconds=self._round.opened_at_seconds,
+            live_count=len(self._leases),
+            awaited_count=sum(lease.worker_id not in contributors for lease in self._leases.live),
+            is_formed=self._is_formed,
         )
 
     def _decide(self) -> rounds.Decision:

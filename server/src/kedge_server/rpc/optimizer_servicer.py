@@ -63,11 +63,11 @@ class OptimizerServicer:
         run.check(contribution)
         gradient = self._registry.staging.acquire(run.config.manifest.element_count)
         try:
-            bad = await streams.read_values(requests, gradient.array, dtype=dtype, size_bytes=header.size_bytes)
+            inspection = await streams.read_values(requests, gradient.array, dtype=dtype, size_bytes=header.size_bytes)
         except BaseException:
             gradient.release()
             raise
-        submitted = run.submit(contribution, gradient, bad)
+        submitted = run.submit(contribution, gradient, inspection)
         wait_seconds = wire.duration_from_wire(header, "wait")
         return run, await run.result(submitted, wait_seconds or 0)
 

@@ -40,7 +40,8 @@ class RunServicer:
         self, requests: AsyncIterator[Any], header: run_service_pb2.CreateRunHeader, out: Any
     ) -> None:
         dtype = wire.dtype_from_wire(header.dtype)
-        bad = await streams.read_values(requests, out, dtype=dtype, size_bytes=header.size_bytes)
+        inspection = await streams.read_values(requests, out, dtype=dtype, size_bytes=header.size_bytes)
+        bad = inspection.non_finite_element
         if bad is not None:
             raise KedgeError(
                 "NON_FINITE_WEIGHTS",

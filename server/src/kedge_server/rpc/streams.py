@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from kedge.wire.codec import Chunk, FlatDecoder
 from kedge.wire.errors import KedgeError
+from kedge_server.core.admission import Inspection
 
 
 async def read_header(requests: AsyncIterator[Any], field: str) -> Any:
@@ -22,22 +23,20 @@ async def read_header(requests: AsyncIterator[Any], field: str) -> Any:
     return getattr(message, field)
 
 
-async def read_values(requests: AsyncIterator[Any], out: np.ndarray, *, dtype: str, size_bytes: int) -> int | None:
-    """Reads chunks into `out` up to and with the trailer.
-
-    Returns:
-        The index of the first NaN or infinity, if there is one.
+async def read_values(requests: AsyncIterator[Any], out: np.ndarray, *, dtype: str, size_bytes: int) -> Inspection:
+    """Reads chunks into `out` up to and with the trailer, and inspects the values while they are in the cache.
 
     Raises:
         KedgeError: SIZE_MISMATCH, UNEXPECTED_MESSAGE, CHECKSUM_MISMATCH or CHUNK_*.
     """
     decoder = FlatDecoder(out, dtype=dtype, size_bytes=size_bytes)
+    inspection = Inspection()
     async for message in requests:
         if type(message) is Chunk:
-            decoder.add(message)
+            inspection.add(decoder.add(message))
         elif kind_of(message) == "trailer":
             decoder.finish(message.trailer.crc32c)
-            return decoder.non_finite_element
+            return inspection
         else:
             raise unexpected("chunk or trailer", message)
     raise unexpected("chunk or trailer", None)

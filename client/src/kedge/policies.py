@@ -11,8 +11,8 @@ __all__ = ["Asynchronous", "Policy", "Synchronous"]
 class Synchronous:
     """A step is the mean, weighted by `example_count`, of the first `quorum` contributions, at most one a worker.
 
-    Once `quorum` workers have been alive at one time, a round also closes when every live worker has contributed: a lost
-    worker delays it by its lease at most.
+    Once `quorum` workers have been alive at one time, a round also closes when every live worker has contributed: a
+    lost worker delays it by its lease at most.
 
     Attributes:
         quorum: the contributions that close a round, >= 1. More workers than that are backup workers.

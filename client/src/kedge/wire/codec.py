@@ -225,7 +225,7 @@ class FlatDecoder:
         begin = chunk.offset // itemsize
         target = self._out[begin : begin + len(chunk.data) // itemsize]
         target[:] = np.frombuffer(chunk.data, self._dtype)
-        self._crc32c = google_crc32c.extend(self._crc32c, bytes(chunk.data))
+        self._crc32c = google_crc32c.extend(self._crc32c, np.frombuffer(chunk.data, np.uint8))
         self._position += len(chunk.data)
         return target
 

@@ -1,0 +1,31 @@
+"""The command put together, and how it ends: 0, 1 with a line on standard error, or 2 for wrong usage."""
+
+import sys
+
+import typer
+
+from kedge.cli import runs
+from kedge.cli.common import CommandError
+from kedge.cli.pull import pull
+from kedge.cli.top import top
+from kedge.errors import KedgeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Kedge, an optimizer as a service: look at the runs of a server, and fetch their weights.",
+)
+app.add_typer(runs.app, name="runs")
+app.command()(pull)
+app.command()(top)
+
+
+def run() -> None:
+    """Runs the command that the arguments name; what fails becomes one line and exit code 1."""
+    try:
+        app()
+    except (KedgeError, CommandError) as error:
+        line = " ".join(str(error).split())
+        typer.echo(f"error: {line}", err=True)
+        sys.exit(1)

@@ -1,0 +1,49 @@
+"""What the commands share: their options, the connection, and finding a run."""
+
+from typing import Annotated
+
+import typer
+
+from kedge.client import Client, connect
+from kedge.config import ADDRESS_VARIABLE
+from kedge.errors import KedgeError
+from kedge.transport.values import RunInfo
+from kedge.wire.names import run_name
+
+DEFAULT_ADDRESS = "localhost:50051"
+DEFAULT_TIMEOUT_SECONDS = 10.0
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="digits or runs/digits.", show_default=False)]
+AddressOption = Annotated[
+    str, typer.Option("--address", envvar=ADDRESS_VARIABLE, metavar="HOST:PORT", help="Where the server listens.")
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout-seconds", min=0.1, max=86_400, help="How long to go on trying to reach the server.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class CommandError(Exception):
+    """What goes wrong on this side; the message is for people."""
+
+
+def open_client(address: str, timeout_seconds: float) -> Client:
+    """A client that tries for `timeout_seconds`, both to connect and in each call.
+
+    Raises:
+        KedgeError: SERVER_UNAVAILABLE.
+    """
+    return connect(address or DEFAULT_ADDRESS, timeout_seconds=timeout_seconds, retry_seconds=timeout_seconds)
+
+
+def find_run(client: Client, name: str) -> RunInfo:
+    """What the server says of one run.
+
+    Raises:
+        KedgeError: INVALID_NAME, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+    """
+    wanted = run_name(name)
+    for info in client.list_runs():
+        if info.name == wanted:
+            return info
+    raise KedgeError("RUN_NOT_FOUND", f"there is no {wanted}: `kedge runs list` names those there are", run=wanted)

@@ -1,0 +1,126 @@
+"""Runs and workers as tables for people. Where the output is no terminal they are plain, and no line is broken."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from kedge.cli.plain import optimizer_title, policy_title, size_bytes
+from kedge.transport.values import RoundStatus, RunInfo, WorkerStatus
+from kedge.wire.manifest import Manifest
+from kedge.wire.names import parse_run, parse_worker
+
+_UNBROKEN_WIDTH = 10_000
+_NOTHING = "-"
+
+
+def make_console() -> Console:
+    """Standard output. COLUMNS, where it is set, is its width."""
+    is_piped = not sys.stdout.isatty()
+    return Console(
+        force_terminal=False if is_piped else None,
+        width=_UNBROKEN_WIDTH if is_piped and "COLUMNS" not in os.environ else None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def write(console: Console, *pictures: RenderableType) -> None:
+    """Prints one below the other, without the blanks that pad tables where the output is no terminal."""
+    if console.is_terminal:
+        console.print(*pictures, sep="\n")
+        return
+    with console.capture() as captured:
+        console.print(*pictures, sep="\n")
+    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    console.file.flush()
+
+
+def run_table(infos: Sequence[RunInfo], *, rates: Mapping[str, float] | None = None) -> RenderableType:
+    """A line for each run.
+
+    Args:
+        infos: the runs.
+        rates: steps a second by run; None leaves the column out.
+    """
+    if not infos:
+        return "no runs"
+    rate_heading = ["steps/s"] if rates is not None else []
+    table = _table(["name"], ["step", *rate_heading, "workers", "parameters"], ["optimizer", "aggregation"], ["loss"])
+    for info in infos:
+        rate = [_number(rates.get(info.name))] if rates is not None else []
+        status = info.status
+        table.add_row(
+            parse_run(info.name),
+            *(str(status.step), *rate, str(len(status.workers)), f"{info.parameter_count:,}"),
+            *(optimizer_title(info.optimizer), policy_title(info.aggregation)),
+            _number(status.loss),
+        )
+    return table
+
+
+def worker_table(workers: Sequence[WorkerStatus], *, with_run: bool = False) -> RenderableType:
+    """A line for each worker, with its run's name if asked for."""
+    if not workers:
+        return "no workers"
+    numbers = ["lease", "sequence", "applied", "rejected", "staleness", "loss"]
+    table = _table(["run", "worker"] if with_run else ["worker"], numbers)
+    for worker in workers:
+        name = parse_worker(worker.name)
+        table.add_row(
+            *([name.run_id, name.worker_id] if with_run else [name.worker_id]),
+            *(f"{worker.lease_remaining_seconds:.1f} s", str(worker.last_sequence)),
+            *(str(worker.applied_count), str(worker.rejected_count), str(worker.last_staleness)),
+            _number(worker.last_loss),
+        )
+    return table
+
+
+def run_details(info: RunInfo, manifest: Manifest) -> RenderableType:
+    """All of a run: a line for each property, then its workers."""
+    status = info.status
+    rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(status.rejected_counts.items()))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in (
+        ("name", info.name),
+        ("created", info.create_time.isoformat(sep=" ", timespec="seconds")),
+        ("optimizer", repr(info.optimizer)),
+        ("aggregation", repr(info.aggregation)),
+        ("parameters", f"{info.parameter_count:,}"),
+        ("tensors", f"{len(manifest.tensors):,} of {size_bytes(manifest):,} bytes"),
+        ("step", str(status.step)),
+        ("lookahead syncs", str(status.lookahead_sync_count)),
+        ("learning rate", _number(status.learning_rate)),
+        ("loss", _number(status.loss)),
+        ("round", _round(status.round)),
+        ("waiting for", status.waiting_for or _NOTHING),
+        ("applied", str(status.applied_count)),
+        ("rejected", rejected or "0"),
+    ):
+        grid.add_row(label, value)
+    return Group(grid, "", worker_table(status.workers))
+
+
+def _table(*headings: list[str]) -> Table:
+    """A table without lines, whose groups of columns are by turns text and numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, group in enumerate(headings):
+        for heading in group:
+            if index % 2:
+                table.add_column(heading, justify="right", no_wrap=True)
+            else:
+                table.add_column(heading, overflow="fold")
+    return table
+
+
+def _round(held: RoundStatus | None) -> str:
+    return f"{held.contribution_count} of {held.required_count} contributions" if held else _NOTHING
+
+
+def _number(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.6g}"

@@ -1,0 +1,106 @@
+"""What the SDK asks of a server, as plain values: the seam between it and gRPC.
+
+`kedge.transport.grpc` speaks it over the network, `kedge.testing` within the process. Every method raises `KedgeError`
+and nothing else; none of them retries.
+"""
+
+from typing import Protocol
+
+from kedge.transport.values import (
+    Lease,
+    NewRun,
+    PullRequest,
+    Push,
+    PushResult,
+    RoundStatus,
+    RunInfo,
+    RunStatus,
+    WeightsKind,
+    WeightsOfStep,
+    WorkerStatus,
+)
+from kedge.wire.manifest import Manifest
+
+__all__ = [
+    "Exchange",
+    "Lease",
+    "NewRun",
+    "PullRequest",
+    "Push",
+    "PushResult",
+    "RoundStatus",
+    "RunInfo",
+    "RunStatus",
+    "Transport",
+    "WeightsKind",
+    "WeightsOfStep",
+    "WorkerStatus",
+]
+
+
+class Exchange(Protocol):
+    """One worker's pushes and pulls, in order. Used from one thread; after an error only `close` may follow."""
+
+    def push(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
+        """Sends one contribution; blocks until its result, and the weights if `push.pull` asks for them, are here."""
+        ...
+
+    def pull(self, worker: str, request: PullRequest) -> WeightsOfStep:
+        """Fetches weights of the worker's run; blocks until they are here."""
+        ...
+
+    def close(self) -> None:
+        """Ends it; may be called twice."""
+        ...
+
+
+class Transport(Protocol):
+    """A server as the SDK sees it. All methods may be called from any thread, and block."""
+
+    def wait_until_ready(self, timeout_seconds: float) -> None:
+        """Returns once the server can be reached.
+
+        Raises:
+            KedgeError: SERVER_UNAVAILABLE.
+        """
+        ...
+
+    def create_run(self, run: NewRun) -> RunInfo:
+        """Creates a run; the answer has the manifest."""
+        ...
+
+    def get_run(self, name: str, *, with_manifest: bool = True) -> RunInfo:
+        """Reads one run."""
+        ...
+
+    def list_runs(self) -> list[RunInfo]:
+        """Reads all runs, by name, without manifests."""
+        ...
+
+    def delete_run(self, name: str) -> None:
+        """Deletes a run."""
+        ...
+
+    def join(self, run: str, worker_id: str, lease_seconds: float | None) -> Lease:
+        """Takes a lease; None asks for the server's default."""
+        ...
+
+    def heartbeat(self, lease: Lease) -> None:
+        """Renews a lease."""
+        ...
+
+    def leave(self, lease: Lease) -> None:
+        """Gives a lease back."""
+        ...
+
+    def pull(self, run: str, manifest: Manifest, request: PullRequest) -> WeightsOfStep:
+        """Fetches weights without a lease."""
+        ...
+
+    def open_exchange(self, manifest: Manifest) -> Exchange:
+        """Opens a stream for one worker of a run with this manifest."""
+        ...
+
+    def close(self) -> None:
+        """Ends every call; may be called twice."""
+        ...

@@ -1,0 +1,137 @@
+"""Between the transport's values and protobuf messages."""
+
+from datetime import UTC
+from typing import Any
+
+from kedge.transport.status import internal_error
+from kedge.transport.values import (
+    Lease,
+    NewRun,
+    Outcome,
+    PullRequest,
+    Push,
+    PushResult,
+    RoundStatus,
+    RunInfo,
+    RunStatus,
+    WorkerStatus,
+)
+from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
+from kedge.wire import convert
+from kedge.wire.manifest import Manifest
+
+_OUTCOMES: dict[int, Outcome] = {
+    optimizer_service_pb2.PUSH_OUTCOME_APPLIED: "applied",
+    optimizer_service_pb2.PUSH_OUTCOME_REJECTED: "rejected",
+    optimizer_service_pb2.PUSH_OUTCOME_DEFERRED: "deferred",
+}
+
+_WEIGHTS = {
+    "fast": tensor_pb2.WEIGHTS_FAST,
+    "slow": tensor_pb2.WEIGHTS_SLOW,
+    "fast_and_slow": tensor_pb2.WEIGHTS_FAST_AND_SLOW,
+}
+
+
+def create_header(run: NewRun, dtype: str) -> run_service_pb2.CreateRunHeader:
+    """The first message of a creation."""
+    return run_service_pb2.CreateRunHeader(
+        run_id=run.run_id,
+        manifest=convert.manifest_to_wire(run.manifest),
+        optimizer=convert.optimizer_to_wire(run.optimizer),
+        aggregation=convert.policy_to_wire(run.aggregation),
+        request_id=run.request_id,
+        dtype=convert.dtype_to_wire(dtype),
+        size_bytes=run.manifest.size_bytes(dtype),
+    )
+
+
+def push_header(push: Push, manifest: Manifest) -> optimizer_service_pb2.PushHeader:
+    """The first message of a contribution."""
+    return optimizer_service_pb2.PushHeader(
+        worker=push.lease.worker,
+        epoch=push.lease.epoch,
+        sequence=push.sequence,
+        base_step=push.base_step,
+        manifest_digest=manifest.digest,
+        example_count=push.example_count,
+        dtype=convert.dtype_to_wire(push.dtype),
+        size_bytes=manifest.size_bytes(push.dtype),
+        loss=push.loss,
+        wait=convert.duration_to_wire(push.wait_seconds),
+        pull=pull_spec(push.pull) if push.pull else None,
+    )
+
+
+def pull_spec(request: PullRequest) -> optimizer_service_pb2.PullSpec:
+    """Which weights are wanted."""
+    return optimizer_service_pb2.PullSpec(
+        weights=_WEIGHTS[request.weights],
+        dtype=convert.dtype_to_wire(request.dtype),
+        min_step=request.min_step,
+        wait=convert.duration_to_wire(request.wait_seconds),
+    )
+
+
+def push_result(message: optimizer_service_pb2.PushResult, push: Push) -> PushResult:
+    """What became of `push`.
+
+    Raises:
+        KedgeError: INTERNAL if it is the answer to something else.
+    """
+    outcome = _OUTCOMES.get(message.outcome)
+    if outcome is None or message.sequence != push.sequence:
+        raise internal_error(
+            f"the answer to sequence {push.sequence} has sequence {message.sequence} and outcome {message.outcome}"
+        )
+    return PushResult(outcome, message.reason, message.step, message.staleness, message.message)
+
+
+def lease(message: run_service_pb2.JoinRunResponse) -> Lease:
+    """A lease as JoinRun grants it."""
+    return Lease(message.worker, message.epoch, convert.duration_from_wire(message, "lease") or 0.0)
+
+
+def run_info(message: run_pb2.Run) -> RunInfo:
+    """A run; its manifest is None where the view has none."""
+    return RunInfo(
+        name=message.name,
+        create_time=message.create_time.ToDatetime(tzinfo=UTC),
+        parameter_count=message.parameter_count,
+        optimizer=convert.optimizer_from_wire(message.optimizer),
+        aggregation=convert.policy_from_wire(message.aggregation),
+        status=_run_status(message.state),
+        manifest=convert.manifest_from_wire(message.manifest) if message.manifest.tensors else None,
+    )
+
+
+def _run_status(state: run_pb2.RunState) -> RunStatus:
+    held = RoundStatus(state.round.contribution_count, state.round.required_count)
+    return RunStatus(
+        step=state.step,
+        lookahead_sync_count=state.lookahead_sync_count,
+        learning_rate=state.learning_rate,
+        workers=tuple(_worker_status(worker) for worker in state.workers),
+        round=held if state.HasField("round") else None,
+        applied_count=state.applied_count,
+        rejected_counts=dict(state.rejected_counts),
+        loss=_optional(state, "loss"),
+        waiting_for=state.waiting_for,
+    )
+
+
+def _worker_status(worker: run_pb2.Worker) -> WorkerStatus:
+    return WorkerStatus(
+        name=worker.name,
+        epoch=worker.epoch,
+        lease_remaining_seconds=convert.duration_from_wire(worker, "lease_remaining") or 0.0,
+        last_sequence=worker.last_sequence,
+        applied_count=worker.applied_count,
+        rejected_count=worker.rejected_count,
+        last_staleness=worker.last_staleness,
+        last_loss=_optional(worker, "last_loss"),
+    )
+
+
+def _optional(message: Any, field: str) -> float | None:
+    return getattr(message, field) if message.HasField(field) else None

@@ -1,0 +1,209 @@
+"""The transport over gRPC. The only module besides its neighbours in this package that touches grpc and protobuf."""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from kedge.transport import convert
+from kedge.transport.status import closed_error, error_from_rpc, internal_error
+from kedge.transport.stream import GrpcExchange, answers, messages_of, read_weights
+from kedge.transport.values import Lease, NewRun, PullRequest, RunInfo, WeightsOfStep
+from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2
+from kedge.wire.codec import (
+    MAX_MESSAGE_BYTES,
+    FlatEncoder,
+    Malformed,
+    parse_message,
+    serialize,
+    stream_parser,
+)
+from kedge.wire.convert import duration_to_wire
+from kedge.wire.errors import KedgeError, Retry
+from kedge.wire.manifest import Manifest
+
+CALL_TIMEOUT_SECONDS = 30.0
+"""The deadline of calls that carry no tensors and wait for nothing."""
+
+_LIST_PAGE_SIZE = 1000
+_READY_POLL_SECONDS = 0.1
+
+CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.max_frame_size", (16 << 20) - 1),
+    ("grpc.http2.lookahead_bytes", 8 << 20),
+    ("grpc.http2.write_buffer_size", 8 << 20),
+    ("grpc.optimization_target", "throughput"),
+    ("grpc.enable_retries", 0),  # gRPC never retries large messages; kedge.retry does
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+class GrpcTransport:
+    """A server at an address, over one channel.
+
+    Args:
+        address: host:port, or any target that gRPC resolves.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._is_closed = False
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+    def wait_until_ready(self, timeout_seconds: float) -> None:
+        """Returns once the server has answered a small question.
+
+        Raises:
+            KedgeError: SERVER_UNAVAILABLE; UNSUPPORTED if it is no Kedge server.
+        """
+        give_up_at = time.monotonic() + timeout_seconds
+        request = run_service_pb2.ListRunsRequest(page_size=1)
+        answer = run_service_pb2.ListRunsResponse
+        while True:
+            remaining = give_up_at - time.monotonic()
+            try:
+                self._call("ListRuns", request, answer, timeout_seconds=max(remaining, 0.0), wait_for_ready=True)
+                return
+            except KedgeError as error:
+                if error.entry.retry is not Retry.BACKOFF:
+                    raise
+                if time.monotonic() >= give_up_at:
+                    raise self._unreachable(timeout_seconds, error) from None
+            time.sleep(_READY_POLL_SECONDS)
+
+    def create_run(self, run: NewRun) -> RunInfo:
+        """Creates a run."""
+        dtype = _creation_dtype(run)
+        encoder = FlatEncoder(run.arrays, dtype)
+        header = run_service_pb2.CreateRunRequest(header=convert.create_header(run, dtype))
+        call = self._channel.stream_unary(
+            "/kedge.v1.RunService/CreateRun",
+            request_serializer=serialize,
+            response_deserializer=_parser(run_service_pb2.CreateRunResponse),
+        )
+        response = self._invoke(lambda: call(messages_of(header, encoder, run_service_pb2.CreateRunRequest)))
+        return convert.run_info(response.run)
+
+    def get_run(self, name: str, *, with_manifest: bool = True) -> RunInfo:
+        """Reads one run."""
+        view = run_pb2.RUN_VIEW_FULL if with_manifest else run_pb2.RUN_VIEW_BASIC
+        request = run_service_pb2.GetRunRequest(name=name, view=view)
+        return convert.run_info(self._call("GetRun", request, run_service_pb2.GetRunResponse).run)
+
+    def list_runs(self) -> list[RunInfo]:
+        """Reads all runs, page by page."""
+        runs: list[RunInfo] = []
+        request = run_service_pb2.ListRunsRequest(page_size=_LIST_PAGE_SIZE)
+        while True:
+            response = self._call("ListRuns", request, run_service_pb2.ListRunsResponse)
+            runs.extend(convert.run_info(run) for run in response.runs)
+            if not response.next_page_token:
+                return runs
+            request.page_token = response.next_page_token
+
+    def delete_run(self, name: str) -> None:
+        """Deletes a run."""
+        request = run_service_pb2.DeleteRunRequest(name=name)
+        self._call("DeleteRun", request, run_service_pb2.DeleteRunResponse)
+
+    def join(self, run: str, worker_id: str, lease_seconds: float | None) -> Lease:
+        """Takes a lease."""
+        request = run_service_pb2.JoinRunRequest(run=run, worker_id=worker_id, lease=duration_to_wire(lease_seconds))
+        return convert.lease(self._call("JoinRun", request, run_service_pb2.JoinRunResponse))
+
+    def heartbeat(self, lease: Lease) -> None:
+        """Renews a lease. It does not wait longer than one may last between two heartbeats."""
+        request = run_service_pb2.HeartbeatRequest(worker=lease.worker, epoch=lease.epoch)
+        timeout = min(CALL_TIMEOUT_SECONDS, max(lease.lease_seconds / 3, 1.0))
+        self._call("Heartbeat", request, run_service_pb2.HeartbeatResponse, timeout_seconds=timeout)
+
+    def leave(self, lease: Lease) -> None:
+        """Gives a lease back. It waits only briefly: a lease that is not given back ends by itself."""
+        request = run_service_pb2.LeaveRunRequest(worker=lease.worker, epoch=lease.epoch)
+        self._call("LeaveRun", request, run_service_pb2.LeaveRunResponse, timeout_seconds=2.0)
+
+    def pull(self, run: str, manifest: Manifest, request: PullRequest) -> WeightsOfStep:
+        """Fetches weights without a lease."""
+        call = self._channel.unary_stream(
+            "/kedge.v1.OptimizerService/PullWeights",
+            request_serializer=serialize,
+            response_deserializer=stream_parser(optimizer_service_pb2.PullWeightsResponse),
+        )
+        message = optimizer_service_pb2.PullWeightsRequest(run=run, pull=convert.pull_spec(request))
+        stream = self._invoke(lambda: call(message))
+        try:
+            return read_weights(answers(stream, self._error), manifest)
+        finally:
+            stream.cancel()
+
+    def open_exchange(self, manifest: Manifest) -> GrpcExchange:
+        """Opens the Exchange stream of one worker."""
+        exchange: GrpcExchange = self._invoke(lambda: GrpcExchange(self._channel, manifest, self._error))
+        return exchange
+
+    def close(self) -> None:
+        """Ends every call and the channel."""
+        self._is_closed = True
+        self._channel.close()
+
+    def _call(
+        self,
+        method: str,
+        request: Message,
+        response_type: Callable[[], MessageT],
+        *,
+        timeout_seconds: float = CALL_TIMEOUT_SECONDS,
+        wait_for_ready: bool = False,
+    ) -> MessageT:
+        """Makes one unary call of the RunService."""
+        call = self._channel.unary_unary(
+            f"/kedge.v1.RunService/{method}",
+            request_serializer=serialize,
+            response_deserializer=_parser(response_type),
+        )
+        response: MessageT = self._invoke(lambda: call(request, timeout=timeout_seconds, wait_for_ready=wait_for_ready))
+        return response
+
+    def _invoke(self, call: Callable[[], Any]) -> Any:
+        try:
+            response = call()
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+        except ValueError as error:
+            raise closed_error(error) from None
+        if isinstance(response, Malformed):
+            raise internal_error(f"the server sent a message that cannot be read: {response.detail}")
+        return response
+
+    def _unreachable(self, timeout_seconds: float, error: KedgeError) -> KedgeError:
+        return KedgeError(
+            "SERVER_UNAVAILABLE",
+            f"tried to reach {self._address} for {timeout_seconds:g} s and no server answered: start one with "
+            f"`kedge-server serve --listen {self._address}`, or check the address and the network ({error.message})",
+            address=self._address,
+        )
+
+    def _error(self, error: grpc.RpcError, *, is_closed: bool = False) -> KedgeError:
+        return error_from_rpc(error, address=self._address, is_closed=is_closed or self._is_closed)
+
+
+def _parser(message_type: Callable[[], MessageT]) -> Callable[[bytes], MessageT | Malformed]:
+    return lambda raw: parse_message(message_type, raw)
+
+
+def _creation_dtype(run: NewRun) -> str:
+    """The dtype that holds every initial weight exactly in the fewest bytes."""
+    dtypes = {spec.dtype for spec in run.manifest.tensors}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"

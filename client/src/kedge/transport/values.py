@@ -1,0 +1,180 @@
+"""The plain values that pass between the SDK and a transport. No protobuf, no gRPC."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from kedge.optim import Optimizer
+from kedge.policies import Policy
+from kedge.wire.manifest import Manifest
+
+WeightsKind = Literal["fast", "slow", "fast_and_slow"]
+"""Which weights: the fast ones, the slow ones, or both of one step."""
+
+Outcome = Literal["applied", "rejected", "deferred"]
+
+
+@dataclass(frozen=True)
+class RoundStatus:
+    """The round that is open.
+
+    Attributes:
+        contribution_count: contributions held.
+        required_count: how many close it, given the workers alive.
+    """
+
+    contribution_count: int
+    required_count: int
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A worker that holds a lease.
+
+    Attributes:
+        name: `runs/{run}/workers/{worker}`.
+        epoch: the lease's epoch; it grows with every join.
+        lease_remaining_seconds: how long the lease still holds without a heartbeat.
+        last_sequence: the sequence of its last recorded contribution; 0 before the first.
+        applied_count: contributions applied in this epoch.
+        rejected_count: contributions rejected in this epoch.
+        last_staleness: the staleness of its last contribution, in steps.
+        last_loss: the loss that came with its last contribution, if one did.
+    """
+
+    name: str
+    epoch: int
+    lease_remaining_seconds: float
+    last_sequence: int
+    applied_count: int
+    rejected_count: int
+    last_staleness: int
+    last_loss: float | None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands, at one moment.
+
+    Attributes:
+        step: the number of fast updates applied: the version of the weights.
+        lookahead_sync_count: the lookahead syncs among them; 0 without Lookahead.
+        learning_rate: that of the next step.
+        workers: those that hold a lease, by name.
+        round: the open round, if a contribution waits in it.
+        applied_count: contributions applied so far.
+        rejected_counts: contributions rejected so far, by reason.
+        loss: the mean loss of the last step's contributions, over those that sent one.
+        waiting_for: what the open round waits for, in words; may be empty.
+    """
+
+    step: int
+    lookahead_sync_count: int
+    learning_rate: float
+    workers: tuple[WorkerStatus, ...]
+    round: RoundStatus | None
+    applied_count: int
+    rejected_counts: Mapping[str, int]
+    loss: float | None
+    waiting_for: str
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run as the server reports it.
+
+    Attributes:
+        name: `runs/{run}`.
+        create_time: when it was created, by the server's clock.
+        parameter_count: the number of elements of all its tensors.
+        optimizer: as it was created.
+        aggregation: how contributions become steps.
+        status: where it stands.
+        manifest: its tensors; None in a list of runs.
+    """
+
+    name: str
+    create_time: datetime
+    parameter_count: int
+    optimizer: Optimizer
+    aggregation: Policy
+    status: RunStatus
+    manifest: Manifest | None
+
+
+class PushResult(NamedTuple):
+    """What became of a contribution."""
+
+    outcome: Outcome
+    """"applied": it is part of a step. "rejected": it changed nothing and never will. "deferred": its round is open."""
+    reason: str
+    """Why: for "rejected" a reason of docs/errors.md, else what closed the round or keeps it open."""
+    step: int
+    """The step that it went into if applied, else the run's step."""
+    staleness: int
+    """The run's step when it was judged, less its base_step."""
+    message: str
+    """The same for people, with what to do."""
+
+
+class NewRun(NamedTuple):
+    """What a run is created from."""
+
+    run_id: str
+    manifest: Manifest
+    arrays: Sequence[np.ndarray]
+    """The initial weights in manifest order, C-contiguous or not."""
+    optimizer: Optimizer
+    aggregation: Policy
+    request_id: str
+    """The same in every attempt at one creation."""
+
+
+class Lease(NamedTuple):
+    """A worker's right to contribute."""
+
+    worker: str
+    """`runs/{run}/workers/{worker}`."""
+    epoch: int
+    lease_seconds: float
+    """How long it holds without a heartbeat."""
+
+
+class PullRequest(NamedTuple):
+    """Which weights are wanted."""
+
+    weights: WeightsKind = "fast"
+    dtype: str = "float32"
+    """The dtype on the wire, a key of `DTYPES`."""
+    min_step: int = 0
+    wait_seconds: float = 0.0
+    """How long to wait for min_step."""
+
+
+class WeightsOfStep(NamedTuple):
+    """Weights of one step."""
+
+    step: int
+    flat: np.ndarray
+    """float32, in manifest order, not shared with anyone; fast before slow where both were asked for."""
+
+
+class Push(NamedTuple):
+    """One contribution."""
+
+    lease: Lease
+    sequence: int
+    base_step: int
+    example_count: int
+    loss: float | None
+    arrays: Sequence[np.ndarray]
+    """The gradient's leaves in manifest order, of any of `DTYPES`."""
+    dtype: str
+    """The dtype on the wire, a key of `DTYPES`."""
+    wait_seconds: float
+    """How long to wait for the round to close before the answer is "deferred"."""
+    pull: PullRequest | None
+    """The weights wanted after the result."""

@@ -1,0 +1,303 @@
+"""A worker: pushes gradients to a run and pulls weights from it, under a lease that is renewed in the background.
+
+A worker is used from one thread; only its heartbeats come from another. Its pushes are numbered, and a push that is
+repeated keeps its number, so that nothing is applied twice whatever is lost on the way.
+"""
+
+import contextlib
+import logging
+import operator
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from kedge import tree
+from kedge.heartbeat import start_heartbeats
+from kedge.retry import Retrier
+from kedge.transport import Exchange, Lease, PullRequest, Push, PushResult, Transport, WeightsOfStep
+from kedge.weights import MAX_WAIT_SECONDS, FastOrSlow, pull_patiently, pull_request
+from kedge.wire.errors import InternalError, KedgeError, Retry, UnavailableError
+from kedge.wire.manifest import Manifest
+from kedge.wire.names import parse_worker
+
+_TOO_LATE = frozenset({"STALE_GRADIENT", "ALREADY_CONTRIBUTED"})
+
+_logger = logging.getLogger("kedge")
+T = TypeVar("T")
+
+
+class Worker:
+    """A data-parallel worker of a run. `Run.join` makes it; use it from one thread.
+
+    Leaving its `with` block, or `close`, gives the lease back. A worker whose lease ran out, because its process was
+    paused or cut off for too long, joins again by itself with its next push.
+
+    Attributes:
+        step_number: the step of the fast weights that were last pulled; None before the first pull.
+        last_result: what became of the last push; None before the first.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        retrier: Retrier,
+        lease: Lease,
+        *,
+        manifest: Manifest,
+        template: tree.Template,
+        wire_dtype: str,
+    ) -> None:
+        self._transport = transport
+        self._retrier = retrier
+        self._manifest = manifest
+        self._template = template
+        self._wire_dtype = wire_dtype
+        self._exchange: Exchange | None = None
+        self._is_closed = False
+        self._is_fate_unknown = False
+        self.step_number: int | None = None
+        self.last_result: PushResult | None = None
+        self._hold(lease)
+
+    @property
+    def name(self) -> str:
+        """`runs/{run}/workers/{worker}`."""
+        return self._lease.worker
+
+    @property
+    def epoch(self) -> int:
+        """The lease's epoch. It grows when the worker joins again."""
+        return self._lease.epoch
+
+    def pull(
+        self, weights: FastOrSlow = "fast", *, min_step: int | None = None, timeout_seconds: float | None = None
+    ) -> Any:
+        """Fetches weights; blocks until they are here.
+
+        Args:
+            weights: "fast" to compute gradients with, "slow" to evaluate.
+            min_step: wait until the run has reached this step; None takes the weights as they are.
+            timeout_seconds: how long to wait for `min_step`; None waits as long as it takes.
+
+        Returns:
+            NumPy arrays in the structure of the run's params. Fast weights set `step_number`.
+
+        Raises:
+            KedgeError: NO_SLOW_WEIGHTS, STEP_NOT_REACHED, RUN_NOT_FOUND, SERVER_UNAVAILABLE after `retry_seconds`.
+        """
+        request = pull_request(weights, dtype=self._wire_dtype, min_step=min_step)
+        data = pull_patiently(self._pull, request, timeout_seconds)
+        return self._take(data) if weights == "fast" else self._as_tree(data)
+
+    def push(
+        self,
+        grads: Any,
+        *,
+        loss: float | None = None,
+        example_count: int = 1,
+        base_step: int | None = None,
+        wait_seconds: float = 0.0,
+    ) -> PushResult:
+        """Sends a gradient; blocks until the server has it and says what became of it.
+
+        Args:
+            grads: arrays named and shaped as the run's params, each float32, bfloat16 or float16.
+            loss: the loss of these examples, for the record.
+            example_count: the number of examples that the gradient is a mean over, >= 1: its weight in the round.
+            base_step: the step whose weights produced the gradient; None means `step_number`.
+            wait_seconds: how long to wait for the round to close before the outcome is "deferred".
+
+        Returns:
+            The outcome with its reason. A rejected gradient is a result and no error. A deferred one stays in its round
+            and needs nothing more; pull with a `min_step` to go on after it.
+
+        Raises:
+            ValueError: if `base_step` is not given and nothing was pulled before.
+            KedgeError: TENSOR_MISSING, TENSOR_UNEXPECTED, TENSOR_SHAPE_MISMATCH, UNSUPPORTED_DTYPE (nothing was sent);
+                INVALID_EXAMPLE_COUNT, BASE_STEP_AHEAD (nothing was recorded); WORKER_SUPERSEDED; RUN_NOT_FOUND;
+                SERVER_UNAVAILABLE after `retry_seconds`.
+        """
+        push = self._contribution(grads, loss=loss, example_count=example_count, base_step=base_step)
+        return self._push(push._replace(wait_seconds=wait_seconds))[0]
+
+    def step(self, grads: Any, *, loss: float | None = None, example_count: int = 1) -> Any:
+        """Pushes a gradient, waits for its round, and pulls what came of it: one round trip.
+
+        The gradient must be of the weights that were last pulled. If it came too late for its round, or holds a NaN or
+        an infinity, it is left out (`last_result` says so) and there are newer or the same weights to go on with.
+
+        Args:
+            grads: as for `push`.
+            loss: as for `push`.
+            example_count: as for `push`.
+
+        Returns:
+            Fast weights in the structure of the run's params; `step_number` is their step.
+
+        Raises:
+            ValueError: if nothing was pulled before.
+            KedgeError: as `push`.
+
+        Example:
+            >>> with run.join() as worker:
+            ...     weights = worker.pull()
+            ...     for batch in batches:
+            ...         loss, grads = value_and_grad(weights, batch)
+            ...         weights = worker.step(grads, loss=loss, example_count=len(batch))
+        """
+        push = self._contribution(grads, loss=loss, example_count=example_count, base_step=None)
+        push = push._replace(wait_seconds=MAX_WAIT_SECONDS, pull=PullRequest(dtype=self._wire_dtype))
+        result, data = self._push(push)
+        assert data is not None, "a push that asks for weights is answered with weights"
+        if result.outcome == "rejected":
+            if result.reason in _TOO_LATE and data.step <= push.base_step:
+                return self.pull(min_step=push.base_step + 1)
+            if result.reason not in _TOO_LATE:
+                _logger.warning("%s: a gradient was left out: %s [%s]", self.name, result.message, result.reason)
+        return self._take(data)
+
+    def close(self) -> None:
+        """Gives the lease back and ends the heartbeats. May be called twice; never fails for want of a server."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._stop_heartbeats()
+        self._drop_exchange()
+        with contextlib.suppress(KedgeError):
+            self._transport.leave(self._lease)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kedge.Worker {self.name} epoch={self.epoch} step_number={self.step_number}>"
+
+    def _contribution(self, grads: Any, *, loss: float | None, example_count: int, base_step: int | None) -> Push:
+        """The contribution, checked as far as it can be without the server."""
+        base = self.step_number if base_step is None else operator.index(base_step)
+        if base is None:
+            raise ValueError("base_step is not known: pull the weights first, or give the step that the gradient is of")
+        if base < 0:
+            raise ValueError(f"base_step is {base}: it must be at least 0")
+        return Push(
+            lease=self._lease,
+            sequence=self._sequence,
+            base_step=base,
+            example_count=_checked_example_count(example_count),
+            loss=None if loss is None else float(loss),
+            arrays=tree.arrays_in_order(grads, self._manifest),
+            dtype=self._wire_dtype,
+            wait_seconds=0.0,
+            pull=None,
+        )
+
+    def _push(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
+        """Sends a contribution until its result is known; one that asks for weights also until it is decided."""
+        self._check_open()
+        if self._is_fate_unknown:
+            self._renounce()
+        self._is_fate_unknown = True
+        try:
+            result, data = self._send(push)
+            while push.pull is not None and result.outcome == "deferred":
+                result, data = self._send(push)
+        except KedgeError as error:
+            self._is_fate_unknown = not _says_nothing_recorded(error)
+            raise
+        self._is_fate_unknown = False
+        self._sequence += 1
+        self.last_result = result
+        return result, data
+
+    def _send(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
+        # Lease and sequence are those of the moment: joining again changes them between two attempts.
+        return self._on_exchange(
+            lambda exchange: exchange.push(push._replace(lease=self._lease, sequence=self._sequence))
+        )
+
+    def _pull(self, request: PullRequest) -> WeightsOfStep:
+        return self._on_exchange(lambda exchange: exchange.pull(self.name, request))
+
+    def _on_exchange(self, use: Callable[[Exchange], T]) -> T:
+        """Does something on the stream, again if need be; after joining again, once, if the lease is lost."""
+        try:
+            return self._retrier.call(lambda: self._attempt(use))
+        except KedgeError as error:
+            if error.entry.retry is not Retry.REJOIN:
+                raise
+            _logger.info("%s: joining again: %s", self.name, error)
+        self._rejoin()
+        return self._retrier.call(lambda: self._attempt(use))
+
+    def _attempt(self, use: Callable[[Exchange], T]) -> T:
+        self._check_open()
+        if self._exchange is None:
+            self._exchange = self._transport.open_exchange(self._manifest)
+        try:
+            return use(self._exchange)
+        except BaseException:
+            self._drop_exchange()  # what is left in the stream would be taken for the next answer
+            raise
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise KedgeError("CANCELLED", "the worker was closed: join the run again")
+
+    def _drop_exchange(self) -> None:
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
+
+    def _renounce(self) -> None:
+        """Takes a new lease, so that the next push cannot be taken for a repetition of one that may have been lost.
+
+        Raises:
+            KedgeError: WORKER_SUPERSEDED if another process has taken this worker's place.
+        """
+        try:
+            self._retrier.call(lambda: self._transport.heartbeat(self._lease))
+        except KedgeError as error:
+            if error.entry.retry is not Retry.REJOIN:
+                raise
+        self._rejoin()
+
+    def _rejoin(self) -> None:
+        name = parse_worker(self.name)
+        self._stop_heartbeats()
+        lease = self._lease.lease_seconds
+        self._hold(self._retrier.call(lambda: self._transport.join(name.run, name.worker_id, lease)))
+
+    def _hold(self, lease: Lease) -> None:
+        self._lease = lease
+        self._sequence = 1  # of the next contribution
+        self._is_fate_unknown = False
+        # Called by hand, or when the worker is forgotten, or at exit: whichever is first.
+        self._stop_heartbeats = weakref.finalize(self, start_heartbeats(self._transport, lease))
+
+    def _take(self, data: WeightsOfStep) -> Any:
+        self.step_number = data.step
+        return self._as_tree(data)
+
+    def _as_tree(self, data: WeightsOfStep) -> Any:
+        return self._template.fill(tree.split_flat(data.flat, self._manifest))
+
+
+def _checked_example_count(value: int) -> int:
+    count = operator.index(value)
+    if count < 1:
+        raise KedgeError(
+            "INVALID_EXAMPLE_COUNT",
+            f"example_count is {count}: it must be at least 1, it weighs the gradient in the mean of its round",
+            example_count=count,
+        )
+    return count
+
+
+def _says_nothing_recorded(error: KedgeError) -> bool:
+    """Whether the error is the server's word on this contribution. Of an answer that was lost it is none."""
+    return error.entry.retry is not Retry.BACKOFF and not issubclass(
+        error.entry.exception, InternalError | UnavailableError
+    )

@@ -1,0 +1,96 @@
+"""The servers that the contract suite runs against: the fake one, the fake one behind gRPC, and the real one."""
+
+import importlib.util
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from bridge import fake_server_behind_grpc
+
+from kedge import testing
+from kedge.client import Client, Run, connect
+from kedge.optim import SGD
+from kedge.policies import Synchronous
+from kedge.worker import Worker
+
+
+@pytest.fixture(scope="session", params=["fake", "grpc", "real"])
+def server_address(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "fake":
+        with testing.FakeServer() as server:
+            yield server.address
+    elif request.param == "grpc":
+        with fake_server_behind_grpc() as address:
+            yield address
+    elif importlib.util.find_spec("kedge_server") is None:
+        pytest.skip("kedge_server is not installed")
+    else:
+        yield request.getfixturevalue("server").address
+
+
+@pytest.fixture
+def client(server_address: str) -> Iterator[Client]:
+    with connect(server_address, retry_seconds=10.0) as client:
+        yield client
+
+
+@pytest.fixture
+def other_client(server_address: str) -> Iterator[Client]:
+    with connect(server_address, retry_seconds=10.0) as client:
+        yield client
+
+
+_run_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def run_name() -> str:
+    """Unique, since the servers live as long as the suite."""
+    return f"contract-{next(_run_numbers)}"
+
+
+@pytest.fixture
+def in_background() -> Iterator[Callable[..., Any]]:
+    """Starts a function in a thread and gives its future."""
+    with ThreadPoolExecutor(8) as pool:
+        yield pool.submit
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], Any]], None]:
+    """Waits until something holds, and fails if it does not within half a minute."""
+
+    def wait(holds: Callable[[], Any]) -> None:
+        give_up_at = time.monotonic() + 30
+        pause = threading.Event()
+        while not holds():
+            assert time.monotonic() < give_up_at, "it did not come to hold"
+            pause.wait(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def new_run(client: Client, run_name: str) -> Callable[..., Run]:
+    """Creates a run with one tensor "w" unless told otherwise."""
+
+    def create(optimizer: Any, aggregation: Any, params: Any = None) -> Run:
+        params = {"w": np.array([3.0], np.float32)} if params is None else params
+        return client.create_run(run_name, params=params, optimizer=optimizer, aggregation=aggregation)
+
+    return create
+
+
+@pytest.fixture
+def pair(new_run: Callable[..., Run]) -> Iterator[tuple[Run, Worker, Worker]]:
+    """A run with a quorum of two, and two workers that have pulled."""
+    run = new_run(SGD(lr=1.0), Synchronous(quorum=2))
+    with run.join("a") as a, run.join("b") as b:
+        a.pull()
+        b.pull()
+        yield run, a, b

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+import kedge
+from kedge import testing
+from kedge.errors import KedgeError, UnavailableError
+
+ONE = {"w": np.ones(1, np.float32)}
+
+
+class Time:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def create(client, aggregation):
+    return client.create_run("r", params=ONE, optimizer=kedge.optim.SGD(lr=1.0), aggregation=aggregation)
+
+
+def test_servers_know_nothing_of_each_other():
+    with testing.FakeServer() as one, testing.FakeServer() as other:
+        create(one.connect(), kedge.Asynchronous())
+
+        assert one.address != other.address
+        assert other.connect().list_runs() == []
+        assert [info.name for info in kedge.connect(one.address).list_runs()] == ["runs/r"]
+
+
+def test_closed_server_is_unavailable_to_old_and_new_clients():
+    with testing.FakeServer() as server:
+        client = server.connect(retry_seconds=0.0)
+    server.close()
+
+    with pytest.raises(UnavailableError):
+        client.list_runs()
+    with pytest.raises(UnavailableError):
+        kedge.connect(server.address)
+
+
+def test_leases_and_rounds_go_by_the_clock_given():
+    time = Time()
+    with testing.FakeServer(clock=time) as server:
+        run = create(server.connect(), kedge.Synchronous(quorum=3, timeout_seconds=20.0))
+        with run.join(lease_seconds=60.0) as a, run.join(lease_seconds=10.0):
+            a.push(ONE, base_step=0)
+            time.now = 9.0
+            assert len(run.status().workers) == 2
+            time.now = 10.0
+            assert len(run.status().workers) == 1
+            time.now = 19.0
+            assert run.status().step == 0
+            time.now = 20.0
+            assert run.status().step == 1
+
+
+def test_error_is_pickled_with_all_that_it_says():
+    import pickle
+
+    with testing.FakeServer() as server, pytest.raises(KedgeError) as error:
+        server.connect().get_run("nowhere")
+    copy = pickle.loads(pickle.dumps(error.value))
+
+    assert (type(copy), copy.reason, str(copy), copy.metadata) == (
+        type(error.value),
+        "RUN_NOT_FOUND",
+        str(error.value),
+        {"run": "runs/nowhere"},
+    )

@@ -1,0 +1,261 @@
+"""What a worker does when the way to the server fails, with the fake server at its other end."""
+
+import gc
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+import kedge
+from kedge import testing
+from kedge.client import Client
+from kedge.errors import KedgeError
+from kedge.retry import Retrier
+
+
+class FaultyExchange:
+    """Fails as `faults` says: before the other side has it ("lost"), or after ("unanswered"), or not (None)."""
+
+    def __init__(self, exchange, transport):
+        self._exchange = exchange
+        self._transport = transport
+        self.is_closed = False
+
+    def push(self, push):
+        assert not self.is_closed
+        self._transport.pushes.append((push.lease.epoch, push.sequence))
+        return self._faulty(lambda: self._exchange.push(push))
+
+    def pull(self, worker, request):
+        assert not self.is_closed
+        return self._faulty(lambda: self._exchange.pull(worker, request))
+
+    def close(self):
+        self.is_closed = True
+        self._exchange.close()
+
+    def _faulty(self, use):
+        fault, error = next(self._transport.faults, (None, None))
+        if fault == "lost":
+            raise error
+        answer = use()
+        if fault == "unanswered":
+            raise error
+        return answer
+
+
+class FaultyTransport:
+    def __init__(self, transport):
+        self._transport = transport
+        self.faults = iter(())
+        self.pushes = []
+        self.exchanges = []
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+    def open_exchange(self, manifest):
+        self.exchanges.append(FaultyExchange(self._transport.open_exchange(manifest), self))
+        return self.exchanges[-1]
+
+
+class Time:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def server_time():
+    return Time()
+
+
+@pytest.fixture
+def transport(server_time):
+    with testing.FakeServer(clock=server_time) as server:
+        yield FaultyTransport(testing.transport_to(server.address))
+
+
+@pytest.fixture
+def run(transport):
+    time = Time()
+    client = Client(transport, Retrier(10.0, clock=time, wait=time.wait))
+    return client.create_run(
+        "r",
+        params={"w": np.array([3.0], np.float32)},
+        optimizer=kedge.optim.SGD(lr=1.0),
+        aggregation=kedge.Asynchronous(),
+    )
+
+
+@pytest.fixture
+def worker(run):
+    with run.join("a", lease_seconds=60.0) as worker:
+        worker.pull()
+        yield worker
+
+
+def grad(value=1.0):
+    return {"w": np.array([value], np.float32)}
+
+
+def gone(reason="SERVER_UNAVAILABLE"):
+    return KedgeError(reason, "as the test wants it")
+
+
+@pytest.mark.parametrize("fault", ["lost", "unanswered"])
+@pytest.mark.parametrize("times", [1, 5])
+def test_push_through_a_failing_way_is_applied_once(transport, run, worker, fault, times):
+    transport.faults = iter([(fault, gone())] * times)
+
+    assert worker.push(grad()).outcome == "applied"
+    assert run.pull()["w"] == [2.0]
+    assert set(transport.pushes) == {(worker.epoch, 1)}
+    assert len(transport.pushes) == times + 1
+
+
+def test_step_through_a_failing_way_is_as_if_nothing_had_happened(transport, run, worker):
+    transport.faults = itertools.cycle([("unanswered", gone()), ("lost", gone()), (None, None)])
+
+    assert [worker.step(grad())["w"].item() for _ in range(3)] == [2.0, 1.0, 0.0]
+    assert run.status().applied_count == 3
+
+
+def test_stream_that_failed_is_closed_and_another_is_opened(transport, worker):
+    transport.faults = iter([("lost", gone())])
+    worker.push(grad())
+
+    assert [exchange.is_closed for exchange in transport.exchanges] == [True, False]
+
+
+def test_error_of_the_server_keeps_the_sequence(transport, worker):
+    transport.faults = iter([("lost", gone("BASE_STEP_AHEAD"))])
+    with pytest.raises(KedgeError):
+        worker.push(grad())
+
+    epoch = worker.epoch
+    worker.push(grad())
+    assert transport.pushes == [(epoch, 1), (epoch, 1)]
+
+
+@pytest.mark.parametrize("reason", ["SERVER_UNAVAILABLE", "INTERNAL", "CANCELLED", "FROM_A_NEWER_SERVER"])
+@pytest.mark.parametrize("fault", ["lost", "unanswered"])
+def test_push_after_one_of_unknown_fate_is_never_taken_for_it(transport, run, worker, fault, reason):
+    transport.faults = iter([(fault, gone(reason))] * 1000)
+    with pytest.raises(KedgeError):
+        worker.push(grad(1))
+    transport.faults = iter(())
+    lost = 0 if fault == "unanswered" else 1
+    epoch = worker.epoch
+
+    assert worker.push(grad(10)).outcome == "applied"
+    assert worker.epoch > epoch
+    assert run.pull()["w"] == [3 - 1 - 10 + lost]
+
+
+def test_interrupted_push_is_of_unknown_fate(transport, run, worker):
+    transport.faults = iter([("unanswered", KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        worker.push(grad(1))
+
+    assert worker.push(grad(10)).outcome == "applied"
+    assert run.pull()["w"] == [3 - 1 - 10]
+
+
+def test_worker_that_was_replaced_after_a_push_of_unknown_fate_does_not_push_out_the_other(transport, run, worker):
+    transport.faults = iter([("lost", gone("INTERNAL"))])
+    with pytest.raises(KedgeError):
+        worker.push(grad())
+
+    with run.join("a") as clone:
+        clone.pull()
+        with pytest.raises(KedgeError) as error:
+            worker.push(grad())
+        assert error.value.reason == "WORKER_SUPERSEDED"
+        assert clone.push(grad()).outcome == "applied"
+
+
+@pytest.mark.parametrize("reason", ["LEASE_EXPIRED", "WORKER_NOT_FOUND"])
+def test_lost_lease_is_taken_again_once(transport, run, worker, reason):
+    epoch = worker.epoch
+    transport.faults = iter([("lost", gone(reason))])
+    assert worker.push(grad()).outcome == "applied"
+    assert transport.pushes == [(epoch, 1), (worker.epoch, 1)]
+
+    transport.faults = iter([("lost", gone(reason))] * 2)
+    with pytest.raises(KedgeError) as error:
+        worker.push(grad())
+    assert error.value.reason == reason
+
+
+def test_lease_that_ran_out_is_taken_again(run, worker, server_time):
+    worker.step(grad())
+    epoch = worker.epoch
+    server_time.now += 61.0
+    assert run.status().workers == ()
+
+    assert worker.step(grad())["w"] == [1.0]
+    assert worker.epoch > epoch
+
+
+def test_pull_through_a_failing_way_is_repeated(transport, worker):
+    transport.faults = iter([("lost", gone()), ("unanswered", gone())])
+
+    assert worker.pull()["w"] == [3.0]
+
+
+def test_retries_end(transport, worker):
+    transport.faults = itertools.repeat(("lost", gone()))
+
+    with pytest.raises(KedgeError) as error:
+        worker.pull()
+    assert error.value.reason == "SERVER_UNAVAILABLE"
+
+
+def test_closing_never_fails_and_gives_the_lease_back(run):
+    with run.join("a") as worker:
+        worker.close()
+        worker.close()
+    assert run.status().workers == ()
+
+
+def test_closing_without_a_server_is_silent():
+    with testing.FakeServer() as server:
+        client = server.connect()
+        run = client.create_run(
+            "r", params=np.zeros(1, np.float32), optimizer=kedge.optim.SGD(), aggregation=kedge.Asynchronous()
+        )
+        worker = run.join()
+    worker.close()
+
+
+def heartbeat_threads(worker_name):
+    return [thread for thread in threading.enumerate() if thread.name.endswith(worker_name)]
+
+
+def test_heartbeats_end_with_the_worker(run):
+    with run.join("closed") as worker:
+        (closed,) = heartbeat_threads(worker.name)
+    closed.join(30)
+    assert not closed.is_alive()
+
+    worker = run.join("forgotten")
+    (forgotten,) = heartbeat_threads(worker.name)
+    del worker
+    gc.collect()
+    forgotten.join(30)
+    assert not forgotten.is_alive()
+
+
+def test_heartbeats_end_when_another_takes_the_name(run, caplog):
+    with run.join("a", lease_seconds=0.05) as old:
+        (beating,) = heartbeat_threads(old.name)
+        with run.join("a", lease_seconds=60.0):
+            beating.join(30)
+            assert not beating.is_alive()
+    assert "WORKER_SUPERSEDED" in caplog.text

@@ -54,9 +54,9 @@ class Snapshot:
     """Weights of one step, in the structure of the run's params.
 
     Attributes:
-        step: the step that both are of.
-        fast: the fast weights.
-        slow: the slow weights; None without Lookahead.
+        step: the step that they are of.
+        fast: the fast weights; None if only the slow ones were asked for.
+        slow: the slow weights; None without Lookahead, or if only the fast ones were asked for.
     """
 
     step: int
@@ -272,17 +272,32 @@ class Run:
         data = pull_patiently(self._pull, pull_request(weights, min_step=min_step), timeout_seconds)
         return self._template.fill(tree.split_flat(data.flat, self.manifest))
 
-    def snapshot(self) -> Snapshot:
-        """Fetches fast and slow weights of one step.
+    def snapshot(self, weights: FastOrSlow | None = None) -> Snapshot:
+        """Fetches weights with the step that they are of.
+
+        Args:
+            weights: "fast" or "slow" for one of them; None for all there are, both of the same step.
+
+        Raises:
+            KedgeError: NO_SLOW_WEIGHTS, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        has_both = weights is None and self.optimizer.spec().sync_period is not None
+        kinds = ("fast", "slow") if has_both else (weights or "fast",)
+        data = self._pull(PullRequest("fast_and_slow") if has_both else pull_request(kinds[0]))
+        parts = data.flat.reshape(len(kinds), self.manifest.element_count)
+        trees = {
+            kind: self._template.fill(tree.split_flat(part, self.manifest))
+            for kind, part in zip(kinds, parts, strict=True)
+        }
+        return Snapshot(data.step, trees.get("fast"), trees.get("slow"))
+
+    def info(self) -> RunInfo:
+        """What the server says of the run now, without its manifest.
 
         Raises:
             KedgeError: RUN_NOT_FOUND, SERVER_UNAVAILABLE.
         """
-        has_slow = self.optimizer.spec().sync_period is not None
-        data = self._pull(PullRequest("fast_and_slow" if has_slow else "fast"))
-        parts = data.flat.reshape(-1, self.manifest.element_count)
-        trees = [self._template.fill(tree.split_flat(part, self.manifest)) for part in parts]
-        return Snapshot(data.step, trees[0], trees[1] if has_slow else None)
+        return self._retrier.call(lambda: self._transport.get_run(self.name, with_manifest=False))
 
     def status(self) -> RunStatus:
         """Where the run stands now.
@@ -290,7 +305,7 @@ class Run:
         Raises:
             KedgeError: RUN_NOT_FOUND, SERVER_UNAVAILABLE.
         """
-        return self._retrier.call(lambda: self._transport.get_run(self.name, with_manifest=False)).status
+        return self.info().status
 
     def delete(self) -> None:
         """Deletes the run, as `Client.delete_run` does."""

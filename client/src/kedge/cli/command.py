@@ -14,6 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # typer would colour what is piped wherever GITHUB_ACTIONS is set
     help="Kedge, an optimizer as a service: look at the runs of a server, and fetch their weights.",
 )
 app.add_typer(runs.app, name="runs")

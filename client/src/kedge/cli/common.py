@@ -6,9 +6,6 @@ import typer
 
 from kedge.client import Client, connect
 from kedge.config import ADDRESS_VARIABLE
-from kedge.errors import KedgeError
-from kedge.transport.values import RunInfo
-from kedge.wire.names import run_name
 
 DEFAULT_ADDRESS = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 10.0
@@ -34,16 +31,3 @@ def open_client(address: str, timeout_seconds: float) -> Client:
         KedgeError: SERVER_UNAVAILABLE.
     """
     return connect(address or DEFAULT_ADDRESS, timeout_seconds=timeout_seconds, retry_seconds=timeout_seconds)
-
-
-def find_run(client: Client, name: str) -> RunInfo:
-    """What the server says of one run.
-
-    Raises:
-        KedgeError: INVALID_NAME, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
-    """
-    wanted = run_name(name)
-    for info in client.list_runs():
-        if info.name == wanted:
-            return info
-    raise KedgeError("RUN_NOT_FOUND", f"there is no {wanted}: `kedge runs list` names those there are", run=wanted)

@@ -13,7 +13,6 @@ import typer
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from kedge import tree
 from kedge.cli.common import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_SECONDS,
@@ -23,8 +22,6 @@ from kedge.cli.common import (
     TimeoutOption,
     open_client,
 )
-from kedge.transport.values import WeightsOfStep
-from kedge.weights import pull_request
 
 _RESERVED_NAME = "__metadata__"  # the key of a safetensors header that is no tensor
 
@@ -48,12 +45,11 @@ def pull(
     path = _checked_target(output)
     with open_client(address, timeout_seconds) as client:
         opened = client.get_run(run)
-        # Not `Run.pull`, which does not say of which step the weights are.
-        data: WeightsOfStep = opened._pull(pull_request(weights.value))
-    arrays = tree.split_flat(data.flat, opened.manifest)
-    _save(path, arrays, {"run": opened.name, "step": str(data.step), "weights": weights.value})
+        snapshot = opened.snapshot(weights.value)
+    arrays = snapshot.fast if weights is Weights.FAST else snapshot.slow
+    _save(path, arrays, {"run": opened.name, "step": str(snapshot.step), "weights": weights.value})
     size_bytes = sum(array.nbytes for array in arrays.values())
-    typer.echo(f"step {data.step}: {len(arrays):,} tensors, {size_bytes:,} bytes in {output}")
+    typer.echo(f"step {snapshot.step}: {len(arrays):,} tensors, {size_bytes:,} bytes in {output}")
 
 
 def _checked_target(output: Path) -> Path:

@@ -35,7 +35,7 @@ def write(console: Console, *pictures: RenderableType) -> None:
         return
     with console.capture() as captured:
         console.print(*pictures, sep="\n")
-    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    console.file.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
     console.file.flush()
 
 

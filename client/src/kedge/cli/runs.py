@@ -13,7 +13,6 @@ from kedge.cli.common import (
     JsonOption,
     RunArgument,
     TimeoutOption,
-    find_run,
     open_client,
 )
 from kedge.cli.plain import manifest_fields, run_fields
@@ -47,12 +46,12 @@ def show(
 ) -> None:
     """Show all of a run but its weights."""
     with open_client(address, timeout_seconds) as client:
-        manifest = client.get_run(run).manifest
-        info = find_run(client, run)
+        opened = client.get_run(run)
+        info = opened.info()
     if as_json:
-        typer.echo(json.dumps(run_fields(info) | manifest_fields(manifest), indent=2, allow_nan=False))
+        typer.echo(json.dumps(run_fields(info) | manifest_fields(opened.manifest), indent=2, allow_nan=False))
     else:
-        render.write(render.make_console(), render.run_details(info, manifest))
+        render.write(render.make_console(), render.run_details(info, opened.manifest))
 
 
 @app.command()
@@ -65,7 +64,7 @@ def delete(
 ) -> None:
     """Delete a run with its weights, its optimizer state and its leases."""
     with open_client(address, timeout_seconds) as client:
-        info = find_run(client, run)
+        info = client.get_run(run).info()
         if not yes:
             question = f"Delete {info.name} with {info.parameter_count:,} parameters, at step {info.status.step}?"
             typer.confirm(question, abort=True, err=True)

@@ -16,7 +16,6 @@ from kedge.cli.common import (
     DEFAULT_TIMEOUT_SECONDS,
     AddressOption,
     TimeoutOption,
-    find_run,
     open_client,
 )
 from kedge.client import Client, connect
@@ -63,16 +62,16 @@ class _Sample(NamedTuple):
         Raises:
             KedgeError: SERVER_UNAVAILABLE, RUN_NOT_FOUND.
         """
-        runs = client.list_runs() if run is None else [find_run(client, run)]
+        runs = client.list_runs() if run is None else [client.get_run(run).info()]
         return cls(time.monotonic(), datetime.now().astimezone(), runs)
 
     def rates_since(self, before: "_Sample | None") -> dict[str, float]:
-        """Steps a second, by run."""
+        """Steps a second, by run; none for a run that is new, or began anew."""
         if before is None:
             return {}
-        steps = {info.name: info.status.step for info in before.runs}
-        known = [info for info in self.runs if info.name in steps]
-        return {info.name: (info.status.step - steps[info.name]) / (self.seconds - before.seconds) for info in known}
+        old = {info.name: info.status.step for info in before.runs}
+        made = {info.name: info.status.step - old[info.name] for info in self.runs if info.name in old}
+        return {name: steps / (self.seconds - before.seconds) for name, steps in made.items() if steps >= 0}
 
 
 def _watch(console: Console, address: str, run: str | None) -> None:

@@ -30,7 +30,7 @@ def train(run: kedge.Run, name: str, batches: Iterable[data.Digits], *, steps: i
     with run.join(name, lease_seconds=model.LEASE_SECONDS) as worker:
         weights = worker.pull()
         for images, labels in batches:
-            if (worker.step_number or 0) >= steps:
+            if worker.step_number >= steps:
                 break
             value, grads = value_and_grad(weights, images, labels)
             weights = worker.step(grads, loss=value, example_count=len(labels))

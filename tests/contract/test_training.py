@@ -21,7 +21,8 @@ def grad(*values):
 
 def test_step_returns_the_weights_that_came_of_it(new_run):
     with new_run(SGD, ALONE).join() as worker:
-        assert worker.step_number is None
+        with pytest.raises(ValueError, match="pull the weights first"):
+            worker.step_number  # noqa: B018  a property that refuses
         assert worker.pull()["w"] == [3.0]
         assert worker.step_number == 0
         assert worker.step(grad(1))["w"] == [2.0]

@@ -33,7 +33,6 @@ class Worker:
     paused or cut off for too long, joins again by itself with its next push.
 
     Attributes:
-        step_number: the step of the fast weights that were last pulled; None before the first pull.
         last_result: what became of the last push; None before the first.
     """
 
@@ -55,7 +54,7 @@ class Worker:
         self._exchange: Exchange | None = None
         self._is_closed = False
         self._is_fate_unknown = False
-        self.step_number: int | None = None
+        self._step_number: int | None = None
         self.last_result: PushResult | None = None
         self._hold(lease)
 
@@ -68,6 +67,17 @@ class Worker:
     def epoch(self) -> int:
         """The lease's epoch. It grows when the worker joins again."""
         return self._lease.epoch
+
+    @property
+    def step_number(self) -> int:
+        """The step of the fast weights that were last pulled.
+
+        Raises:
+            ValueError: before the first pull.
+        """
+        if self._step_number is None:
+            raise ValueError("step_number is not known yet: pull the weights first")
+        return self._step_number
 
     def pull(
         self, weights: FastOrSlow = "fast", *, min_step: int | None = None, timeout_seconds: float | None = None
@@ -173,11 +183,11 @@ class Worker:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<kedge.Worker {self.name} epoch={self.epoch} step_number={self.step_number}>"
+        return f"<kedge.Worker {self.name} epoch={self.epoch} step_number={self._step_number}>"
 
     def _contribution(self, grads: Any, *, loss: float | None, example_count: int, base_step: int | None) -> Push:
         """The contribution, checked as far as it can be without the server."""
-        base = self.step_number if base_step is None else operator.index(base_step)
+        base = self._step_number if base_step is None else operator.index(base_step)
         if base is None:
             raise ValueError("base_step is not known: pull the weights first, or give the step that the gradient is of")
         if base < 0:
@@ -278,7 +288,7 @@ class Worker:
         self._stop_heartbeats = weakref.finalize(self, start_heartbeats(self._transport, lease))
 
     def _take(self, data: WeightsOfStep) -> Any:
-        self.step_number = data.step
+        self._step_number = data.step
         return self._as_tree(data)
 
     def _as_tree(self, data: WeightsOfStep) -> Any:

@@ -1,5 +1,6 @@
 """The runs of a server, by name, and what they share."""
 
+import asyncio
 import itertools
 import time
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Registry:
         self._clock = clock or LoopClock()
         self._device = DeviceThread()
         self._runs: dict[str, RunEngine] = {}
-        self._creating: set[str] = set()
+        self._creating: dict[str, asyncio.Future[None]] = {}
         self._is_ending = False
         # Microseconds since 1970 at the start: epochs grow from one server process to the next.
         self._epochs = itertools.count(int(time.time() * 1e6))
@@ -88,18 +89,22 @@ class Registry:
             return self.limits.lease_seconds
         return min(max(wanted, self.limits.min_lease_seconds), self.limits.max_lease_seconds)
 
-    def find_created(self, new: NewRun) -> RunEngine | None:
-        """The run that an earlier attempt of the same request made, or None if it may be created.
+    async def find_created(self, new: NewRun) -> RunEngine | None:
+        """The run that an earlier attempt of the same request made, or None if it may be created now.
+
+        Where another call is creating a run of the name, it waits for what becomes of that.
 
         Raises:
             KedgeError: RUN_ALREADY_EXISTS, RUN_TOO_LARGE or TOO_MANY_RUNS.
         """
+        while new.name in self._creating:
+            await asyncio.wait([self._creating[new.name]])
         if self._is_ending:
             raise _draining()
         existing = self._runs.get(new.name)
         if existing is not None and new.request_id and existing.config.request_id == new.request_id:
             return existing
-        if existing is not None or new.name in self._creating:
+        if existing is not None:
             raise KedgeError(
                 "RUN_ALREADY_EXISTS",
                 f"{new.name} exists: choose another name, or get the run that is there",
@@ -115,15 +120,19 @@ class Registry:
             KedgeError: as `find_created`.
         """
         try:
-            existing = self.find_created(new)
-            if existing is not None:
-                return existing
-            self._creating.add(new.name)
-            writer, snapshot = await self._device.run(self._make_writer, new, weights.array)
+            existing = await self.find_created(new)
+            return existing or await self._create(new, weights.array)
+        finally:
+            weights.release()
+
+    async def _create(self, new: NewRun, weights: np.ndarray) -> RunEngine:
+        ended = self._creating[new.name] = asyncio.get_running_loop().create_future()
+        try:
+            writer, snapshot = await self._device.run(self._make_writer, new, weights)
             run = self._runs[new.name] = self._make_engine(new, writer, snapshot)
         finally:
-            self._creating.discard(new.name)
-            weights.release()
+            del self._creating[new.name]
+            ended.set_result(None)
         return run
 
     def delete(self, name: str) -> None:

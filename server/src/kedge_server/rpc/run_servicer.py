@@ -25,7 +25,7 @@ class RunServicer:
         """Creates a run from a stream of initial weights."""
         header: run_service_pb2.CreateRunHeader = await streams.read_header(requests, "header")
         new = convert.new_run(header)
-        run = self._registry.find_created(new)
+        run = await self._registry.find_created(new)
         if run is None:
             weights = self._registry.staging.acquire(new.manifest.element_count)
             try:

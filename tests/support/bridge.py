@@ -11,7 +11,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from kedge import testing
-from kedge.transport import Lease, NewRun, PullRequest, Push, RunInfo, WeightsOfStep
+from kedge.transport import Lease, NewRun, PullRequest, Push, RunInfo, WeightsOfStep, in_process
 from kedge.v1 import optimizer_service_pb2 as optimizer_pb
 from kedge.v1 import run_pb2
 from kedge.v1 import run_service_pb2 as run_pb
@@ -26,7 +26,7 @@ def fake_server_behind_grpc() -> Iterator[str]:
     """The address of one."""
     with testing.FakeServer() as fake:
         server = grpc.server(ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers(Bridge(testing.transport_to(fake.address)).handlers())
+        server.add_generic_rpc_handlers(Bridge(in_process.transport_to(fake.address)).handlers())
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         yield f"127.0.0.1:{port}"

@@ -10,14 +10,13 @@ from typing import Any
 from kedge import optim, policies, tree
 from kedge.config import resolve_address
 from kedge.retry import Retrier
-from kedge.transport import Lease, NewRun, PullRequest, RunInfo, RunStatus, Transport
+from kedge.transport import Lease, NewRun, PullRequest, RunInfo, RunStatus, Transport, in_process
 from kedge.weights import FastOrSlow, pull_patiently, pull_request
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import DTYPES, Manifest, TensorSpec
 from kedge.wire.names import check_id, parse_run, run_name
 from kedge.worker import Worker
 
-_FAKE_SCHEME = "fake://"
 _TRANSPORTS = ("auto", "grpc")
 
 
@@ -319,10 +318,8 @@ class Run:
 
 
 def _transport_to(address: str) -> Transport:
-    if address.startswith(_FAKE_SCHEME):
-        from kedge.testing import transport_to
-
-        return transport_to(address)
+    if in_process.is_in_process(address):
+        return in_process.transport_to(address)
     from kedge.transport.grpc import GrpcTransport
 
     return GrpcTransport(address)

@@ -12,6 +12,7 @@ from kedge import testing
 from kedge.client import Client
 from kedge.errors import KedgeError
 from kedge.retry import Retrier
+from kedge.transport import in_process
 
 
 class FaultyExchange:
@@ -78,7 +79,7 @@ def server_time():
 @pytest.fixture
 def transport(server_time):
     with testing.FakeServer(clock=server_time) as server:
-        yield FaultyTransport(testing.transport_to(server.address))
+        yield FaultyTransport(in_process.transport_to(server.address))
 
 
 @pytest.fixture

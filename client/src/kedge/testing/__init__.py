@@ -4,23 +4,14 @@ It keeps to the server's rules for runs, leases, rounds, staleness and repeated 
 float64, so results differ from a real server's in the last bits). It is naive: every pull copies, nothing is bounded.
 """
 
-import itertools
-import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from kedge.client import Client, connect
 from kedge.testing.transport import FakeTransport
-from kedge.wire.errors import KedgeError
-
-if TYPE_CHECKING:
-    from kedge.client import Client
+from kedge.transport import in_process
 
 __all__ = ["FakeServer"]
-
-_lock = threading.Lock()
-_numbers = itertools.count(1)
-_transports: dict[str, FakeTransport] = {}
 
 
 class FakeServer:
@@ -48,20 +39,17 @@ class FakeServer:
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        with _lock:
-            self.address = f"fake://{next(_numbers)}"
-            self._transport = _transports[self.address] = FakeTransport(self.address, clock)
+        self.address = in_process.new_address()
+        self._transport = FakeTransport(self.address, clock)
+        in_process.publish(self.address, self._transport)
 
-    def connect(self, *, retry_seconds: float = 60.0) -> "Client":
+    def connect(self, *, retry_seconds: float = 60.0) -> Client:
         """A client of this server, as `kedge.connect(server.address)` makes it."""
-        from kedge.client import connect
-
         return connect(self.address, retry_seconds=retry_seconds)
 
     def close(self) -> None:
         """Ends it: every call fails with SERVER_UNAVAILABLE from now on. May be called twice."""
-        with _lock:
-            _transports.pop(self.address, None)
+        in_process.withdraw(self.address)
         self._transport.shut_down()
 
     def __enter__(self) -> "FakeServer":
@@ -69,17 +57,3 @@ class FakeServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def transport_to(address: str) -> FakeTransport:
-    """The transport of the fake server at an address.
-
-    Raises:
-        KedgeError: SERVER_UNAVAILABLE.
-    """
-    with _lock:
-        transport = _transports.get(address)
-    if transport is None:
-        message = f"no FakeServer has the address {address} in this process: it was closed, or never made"
-        raise KedgeError("SERVER_UNAVAILABLE", message, address=address)
-    return transport

@@ -82,6 +82,7 @@ class WireClient:
     """Calls every RPC through descriptors."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self.channel = grpc.insecure_channel(address)
 
     def close(self) -> None:

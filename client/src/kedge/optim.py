@@ -94,7 +94,7 @@ class StepLR:
 
     def rate(self, step_count: int) -> float:
         """The rate of the next step, after `step_count` applied ones."""
-        return self.base_lr * self.gamma ** (step_count // self.steps_per_epoch // self.step_size)
+        return _grown(self.base_lr, self.gamma, step_count // self.steps_per_epoch // self.step_size)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class ExponentialLR:
 
     def rate(self, step_count: int) -> float:
         """The rate of the next step, after `step_count` applied ones."""
-        return self.base_lr * self.gamma ** (step_count // self.steps_per_epoch)
+        return _grown(self.base_lr, self.gamma, step_count // self.steps_per_epoch)
 
 
 class UpdateSpec(NamedTuple):
@@ -142,12 +142,7 @@ class UpdateSpec(NamedTuple):
 
     def rate(self, step_count: int) -> float:
         """The learning rate of the next step, after `step_count` applied ones; never more than float32 holds."""
-        if isinstance(self.lr, float):
-            return self.lr
-        try:
-            return min(self.lr.rate(step_count), _FLOAT32_MAX)
-        except OverflowError:
-            return _FLOAT32_MAX
+        return self.lr if isinstance(self.lr, float) else min(self.lr.rate(step_count), _FLOAT32_MAX)
 
     def ends_sync_period(self, step: int) -> bool:
         """Whether the step of this number (the first is 1) ends with a lookahead sync."""
@@ -181,7 +176,7 @@ class _Base:
         _check_lr(self.lr)
         if isinstance(self.lr, int):
             object.__setattr__(self, "lr", float(self.lr))
-        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _check_rate("weight_decay", self.weight_decay)
         _check_clips(self.grad_clip_norm, self.grad_clip_value)
 
 
@@ -349,7 +344,7 @@ class Lookahead:
         _check("alpha", self.alpha, 0 <= self.alpha <= 1, "in [0, 1]")
         if self.lr is not None:
             _check_lr(self.lr)
-        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _check_rate("weight_decay", self.weight_decay)
         _check_clips(self.grad_clip_norm, self.grad_clip_value)
         base = self.base_optimizer.spec()
         for field in ("weight_decay", "grad_clip_norm", "grad_clip_value"):
@@ -393,6 +388,16 @@ def from_spec(spec: UpdateSpec) -> Optimizer:
     return Lookahead(base, spec.sync_period, spec.alpha, weight_decay=outer_decay)
 
 
+def _grown(base: float, gamma: float, exponent: int) -> float:
+    """Base * gamma ** exponent, infinite where Python's power overflows."""
+    if base == 0:
+        return 0.0
+    try:
+        return base * gamma**exponent
+    except OverflowError:
+        return math.inf
+
+
 def _check(field: str, value: object, holds: bool, rule: str) -> None:
     finite = not isinstance(value, float) or math.isfinite(value)
     if not (holds and finite):
@@ -408,7 +413,7 @@ def _check_count(field: str, value: object, *, minimum: int) -> None:
 def _check_rate(field: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{field} is {value!r}: it must be a number")
-    _check(field, value, value >= 0, "at least 0")
+    _check(field, value, 0 <= value <= _FLOAT32_MAX, f"at least 0 and at most {_FLOAT32_MAX:.3g}, float32's greatest")
 
 
 def _check_lr(lr: float | Schedule) -> None:
@@ -425,7 +430,8 @@ def _check_eps(eps: float) -> None:
 
 def _check_clips(norm: float | None, value: float | None) -> None:
     for field, limit in (("grad_clip_norm", norm), ("grad_clip_value", value)):
-        _check(field, limit, limit is None or limit > 0, "None or greater than 0")
+        holds = limit is None or _FLOAT32_MIN_NORMAL <= limit <= _FLOAT32_MAX
+        _check(field, limit, holds, "None, or greater than 0 and within float32")
 
 
 def _checked_betas(betas: tuple[float, float]) -> tuple[float, float]:

@@ -1,10 +1,12 @@
 """How contributions become steps, as plain values: the aggregation policies of a run."""
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 __all__ = ["Asynchronous", "Policy", "Synchronous"]
+
+
+_MAX_SECONDS = 315_576_000_000.0  # what a message can say
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class Synchronous:
             raise TypeError(f"quorum is {self.quorum!r}: it must be a whole number")
         if not 1 <= self.quorum < 1 << 32:
             raise ValueError(f"quorum is {self.quorum!r}: it must be at least 1")
-        if self.timeout_seconds is not None and not (0 < self.timeout_seconds < math.inf):
-            raise ValueError(f"timeout_seconds is {self.timeout_seconds!r}: it must be None or greater than 0")
+        if self.timeout_seconds is not None and not (0 < self.timeout_seconds <= _MAX_SECONDS):
+            raise ValueError(
+                f"timeout_seconds is {self.timeout_seconds!r}: it must be None, or above 0 and at most 10,000 years"
+            )
 
 
 @dataclass(frozen=True)

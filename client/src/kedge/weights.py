@@ -21,8 +21,8 @@ def pull_request(weights: str, *, dtype: str = "float32", min_step: int | None =
     """
     if weights not in get_args(FastOrSlow):
         raise ValueError(f"weights is {weights!r}: it must be 'fast' or 'slow'")
-    if min_step is not None and min_step < 0:
-        raise ValueError(f"min_step is {min_step}: it must be None or at least 0")
+    if min_step is not None and not 0 <= min_step < 1 << 63:
+        raise ValueError(f"min_step is {min_step}: it must be None, or 0 to 2**63 - 1")
     return PullRequest("slow" if weights == "slow" else "fast", dtype, min_step or 0)
 
 

@@ -190,8 +190,8 @@ class Worker:
         base = self._step_number if base_step is None else operator.index(base_step)
         if base is None:
             raise ValueError("base_step is not known: pull the weights first, or give the step that the gradient is of")
-        if base < 0:
-            raise ValueError(f"base_step is {base}: it must be at least 0")
+        if not 0 <= base < 1 << 63:
+            raise ValueError(f"base_step is {base}: it must be 0 to 2**63 - 1")
         return Push(
             lease=self._lease,
             sequence=self._sequence,
@@ -273,6 +273,7 @@ class Worker:
             if error.entry.retry is not Retry.REJOIN:
                 raise
         self._rejoin()
+        self._is_fate_unknown = False
 
     def _rejoin(self) -> None:
         name = parse_worker(self.name)
@@ -283,7 +284,6 @@ class Worker:
     def _hold(self, lease: Lease) -> None:
         self._lease = lease
         self._sequence = 1  # of the next contribution
-        self._is_fate_unknown = False
         # Called by hand, or when the worker is forgotten, or at exit: whichever is first.
         self._stop_heartbeats = weakref.finalize(self, start_heartbeats(self._transport, lease))
 
@@ -297,10 +297,10 @@ class Worker:
 
 def _checked_example_count(value: int) -> int:
     count = operator.index(value)
-    if count < 1:
+    if not 1 <= count < 1 << 63:
         raise KedgeError(
             "INVALID_EXAMPLE_COUNT",
-            f"example_count is {count}: it must be at least 1, it weighs the gradient in the mean of its round",
+            f"example_count is {count}: it must be 1 to 2**63 - 1, it weighs the gradient in the mean of its round",
             example_count=count,
         )
     return count

@@ -53,6 +53,7 @@ def limits(config: ServerConfig) -> Limits:
     """The engine's limits, from the configuration."""
     return Limits(
         staging_bytes=config.limits.staging_bytes,
+        upload_idle_seconds=config.limits.upload_idle_seconds,
         runs=config.limits.runs,
         workers_per_run=config.limits.workers_per_run,
         parameters_per_run=config.limits.parameters_per_run,

@@ -61,6 +61,8 @@ class LimitsSection(_Section):
 
     staging_bytes: int = Field(default=8192 * _MIB, ge=_MIB)
     """Gradients and initial weights on their way in, all runs together."""
+    upload_idle_seconds: float = Field(default=30.0, gt=0)
+    """How long an upload may make no progress before it is refused and its buffer given back."""
     runs: int = Field(default=1000, ge=1)
     """Runs held at once."""
     workers_per_run: int = Field(default=1024, ge=1)

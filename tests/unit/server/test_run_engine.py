@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,10 @@ class ManualClock:
         heapq.heappush(self._timers, (at_seconds, number, callback))
         return lambda: self._cancelled.add(number)
 
+    @property
+    def live_timer_count(self) -> int:
+        return sum(number not in self._cancelled for _, number, _ in self._timers)
+
     def advance_to(self, seconds: float) -> None:
         while self._timers and self._timers[0][0] <= seconds:
             at, number, callback = heapq.heappop(self._timers)
@@ -53,12 +58,14 @@ class AddingWriter:
         self.weights = np.zeros(2)
         self.step = 0
         self.error: Exception | None = None
+        self.dtype: type[np.floating[Any]] = np.float64
 
     def apply(self, gradients: Sequence[np.ndarray], mean_weights: Sequence[float]) -> Snapshot:
         if self.error is not None:
             raise self.error
         self.step += 1
-        self.weights = self.weights - sum(w * g for w, g in zip(mean_weights, gradients, strict=True))
+        for weight, gradient in zip(mean_weights, gradients, strict=True):
+            self.weights = (self.weights - self.dtype(weight) * gradient.astype(self.dtype)).astype(self.dtype)
         return Snapshot(self.step, 0, (self.weights.astype(np.float32),), None)
 
 
@@ -90,6 +97,7 @@ class Bench:
             device=InlineDevice(),
             clock=self.clock,
             worker_limit=worker_limit,
+            first_epoch=1,
         )
         self._epochs = itertools.count(1)
 
@@ -99,18 +107,14 @@ class Bench:
     def submit(
         self, worker_id: str, epoch: int, sequence: int, value: float = 1.0, *, base_step: int = 0, examples: int = 1
     ) -> Contribution:
-        header = ContributionHeader(
-            worker_id=worker_id,
-            epoch=epoch,
-            sequence=sequence,
-            base_step=base_step,
-            manifest_digest=MANIFEST.digest,
-            example_count=examples,
-            loss=value,
-        )
+        header = self.header(worker_id, epoch, sequence, base_step=base_step, example_count=examples, loss=value)
         buffer = self.pool.acquire(2)
         buffer.array[:] = value
         return self.run.submit(header, buffer, Inspection())
+
+    def header(self, worker_id: str, epoch: int, sequence: int, **fields: Any) -> ContributionHeader:
+        defaults = {"base_step": 0, "manifest_digest": MANIFEST.digest, "example_count": 1, "loss": None}
+        return ContributionHeader(worker_id=worker_id, epoch=epoch, sequence=sequence, **(defaults | fields))
 
     async def result(self, contribution: Contribution) -> PushResult:
         return await self.run.result(contribution, None)
@@ -154,6 +158,28 @@ async def test_heartbeat_keeps_a_round_waiting() -> None:
         bench.clock.advance_to(moment)
         bench.run.heartbeat("b", b)
     assert not contribution.round.closed.is_set()
+
+
+async def test_contribution_and_upload_renew_the_lease() -> None:
+    bench = Bench(Synchronous(3))
+    a = bench.join("a", lease_seconds=5)
+    bench.clock.advance_to(4)
+    bench.submit("a", a, 1)
+    bench.clock.advance_to(8)
+    assert [lease.worker_id for lease in bench.run.state().leases] == ["a"]
+    bench.run.check(bench.header("a", a, 2))
+    bench.clock.advance_to(12)
+    assert [lease.worker_id for lease in bench.run.state().leases] == ["a"]
+    bench.clock.advance_to(13)
+    assert bench.run.state().leases == []
+
+
+async def test_thousand_heartbeats_leave_one_timer() -> None:
+    bench = Bench(Synchronous(1))
+    a = bench.join("a")
+    for _ in range(1000):
+        bench.run.heartbeat("a", a)
+    assert bench.clock.live_timer_count == 1
 
 
 async def test_leaving_frees_a_round_at_once() -> None:
@@ -321,6 +347,76 @@ async def test_waiting_for_a_step_that_does_not_come_ends_in_time() -> None:
     with pytest.raises(KedgeError) as caught:
         await bench.run.wait_for_step(1, 0)
     assert caught.value.reason == "STEP_NOT_REACHED"
+
+
+async def test_buffers_stay_out_of_the_pool_until_the_update_is_done() -> None:
+    bench = Bench(Asynchronous())
+    a = bench.join("a")
+    seen: list[int] = []
+    apply = bench.writer.apply
+
+    def apply_and_look(*arguments: Any) -> Snapshot:
+        seen.append(bench.staging_in_use)
+        return apply(*arguments)
+
+    bench.writer.apply = apply_and_look
+    await bench.result(bench.submit("a", a, 1))
+    assert seen == [1]
+    assert bench.staging_in_use == 0
+
+
+async def test_sum_does_not_depend_on_who_came_first() -> None:
+    values = {"a": 1e8, "b": 1.0, "c": -1e8}  # in float32 the order of this sum shows
+
+    async def train(order: str) -> bytes:
+        bench = Bench(Synchronous(3))
+        bench.writer.dtype = np.float32
+        epochs = {name: bench.join(name) for name in "abc"}
+        held = [bench.submit(name, epochs[name], 1, values[name]) for name in order]
+        await bench.result(held[0])
+        return bench.run.snapshot.fast[0].tobytes()
+
+    assert await train("abc") == await train("cab") == await train("bca")
+
+
+async def test_waiting_for_a_far_step_ends_in_time_though_other_steps_come() -> None:
+    bench = Bench(Asynchronous())
+    a = bench.join("a", lease_seconds=1000)
+    waiting = asyncio.create_task(bench.run.wait_for_step(100, 0.2))
+    sequence = 0
+    while not waiting.done():  # steps go on for as long as it waits; the clock of the wait is the engine's
+        bench.clock.advance_to(bench.clock.now() + 0.01)
+        sequence += 1
+        await bench.result(bench.submit("a", a, sequence, base_step=sequence - 1))
+        assert sequence < 100
+    with pytest.raises(KedgeError) as caught:
+        waiting.result()
+    assert caught.value.reason == "STEP_NOT_REACHED"
+
+
+async def test_ending_fails_what_waits_and_applies_what_is_closed() -> None:
+    bench = Bench(Synchronous(2))
+    a, b = bench.join("a"), bench.join("b")
+    closed = [bench.submit("a", a, 1), bench.submit("b", b, 1)]
+    waiting = bench.submit("a", a, 2, base_step=1)
+    bench.run.end(KedgeError("SERVER_DRAINING", "going"))
+    await bench.run.drain()
+    assert [(await bench.result(held)).outcome for held in closed] == ["applied", "applied"]
+    with pytest.raises(KedgeError):
+        await bench.result(waiting)
+    with pytest.raises(KedgeError) as caught:
+        bench.submit("b", b, 2, base_step=1)
+    assert caught.value.reason == "SERVER_DRAINING"
+    assert (await bench.run.wait_for_step(1, 0)).step == 1  # its weights can still be read
+    assert bench.staging_in_use == 0
+
+
+async def test_decided_contributions_do_not_keep_their_rounds() -> None:
+    bench = Bench(Asynchronous())
+    a = bench.join("a")
+    contribution = bench.submit("a", a, 1)
+    await bench.result(contribution)
+    assert contribution.round is None
 
 
 async def test_cohort_that_left_must_gather_again() -> None:

@@ -36,6 +36,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_WORKER_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_LEASE_EXPIRED: _ClassVar[ErrorReason]
     ERROR_REASON_WORKER_SUPERSEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_EPOCH_FORGOTTEN: _ClassVar[ErrorReason]
     ERROR_REASON_RUN_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_RUN_ALREADY_EXISTS: _ClassVar[ErrorReason]
     ERROR_REASON_RUN_MISMATCH: _ClassVar[ErrorReason]
@@ -46,6 +47,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_TOO_MANY_WORKERS: _ClassVar[ErrorReason]
     ERROR_REASON_RUN_TOO_LARGE: _ClassVar[ErrorReason]
     ERROR_REASON_TOO_MANY_RUNS: _ClassVar[ErrorReason]
+    ERROR_REASON_UPLOAD_STALLED: _ClassVar[ErrorReason]
     ERROR_REASON_SERVER_UNAVAILABLE: _ClassVar[ErrorReason]
     ERROR_REASON_SERVER_DRAINING: _ClassVar[ErrorReason]
     ERROR_REASON_CANCELLED: _ClassVar[ErrorReason]
@@ -81,6 +83,7 @@ ERROR_REASON_SEQUENCE_FORGOTTEN: ErrorReason
 ERROR_REASON_WORKER_NOT_FOUND: ErrorReason
 ERROR_REASON_LEASE_EXPIRED: ErrorReason
 ERROR_REASON_WORKER_SUPERSEDED: ErrorReason
+ERROR_REASON_EPOCH_FORGOTTEN: ErrorReason
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason
 ERROR_REASON_RUN_ALREADY_EXISTS: ErrorReason
 ERROR_REASON_RUN_MISMATCH: ErrorReason
@@ -91,6 +94,7 @@ ERROR_REASON_STAGING_FULL: ErrorReason
 ERROR_REASON_TOO_MANY_WORKERS: ErrorReason
 ERROR_REASON_RUN_TOO_LARGE: ErrorReason
 ERROR_REASON_TOO_MANY_RUNS: ErrorReason
+ERROR_REASON_UPLOAD_STALLED: ErrorReason
 ERROR_REASON_SERVER_UNAVAILABLE: ErrorReason
 ERROR_REASON_SERVER_DRAINING: ErrorReason
 ERROR_REASON_CANCELLED: ErrorReason

@@ -52,21 +52,32 @@ def dtype_from_wire(number: int, *, default: str | None = None) -> str:
     return name
 
 
+MAX_DURATION_SECONDS = 315_576_000_000.0
+"""The longest Duration that protobuf defines, 10,000 years."""
+
+
 def duration_to_wire(seconds: float | None) -> Duration | None:
-    """A Duration, or None for None."""
+    """A Duration, or None for None. What is longer than any Duration becomes the longest."""
     if seconds is None:
         return None
     duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
+    duration.FromNanoseconds(round(min(seconds, MAX_DURATION_SECONDS) * 1e9))
     return duration
 
 
 def duration_from_wire(message: Message, field: str) -> float | None:
-    """The seconds of a Duration field; None where it is not set."""
+    """The seconds of a Duration field; None where it is not set.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION for one that is negative, or longer than protobuf allows.
+    """
     if not message.HasField(field):
         return None
     duration: Duration = getattr(message, field)
-    return duration.seconds + duration.nanos / 1e9
+    seconds = duration.seconds + duration.nanos / 1e9
+    if not 0 <= seconds <= MAX_DURATION_SECONDS:
+        raise _invalid(field, f"{field} is {seconds} seconds: it must be 0 to {MAX_DURATION_SECONDS:.0f}")
+    return seconds
 
 
 def manifest_to_wire(manifest: Manifest) -> tensor_pb2.Manifest:
@@ -97,7 +108,7 @@ def manifest_from_wire(message: tensor_pb2.Manifest) -> Manifest:
     if message.digest and message.digest != manifest.digest:
         raise KedgeError(
             "MANIFEST_INVALID",
-            f"the digest {message.digest.hex()} is not that of these tensors, {manifest.digest.hex()}: "
+            f"the digest {message.digest[:32].hex()} is not that of these tensors, {manifest.digest.hex()}: "
             "compute it as tensor.proto says, or leave it empty",
             tensor="",
         )

@@ -243,6 +243,13 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             ("worker", "epoch", "current_epoch"),
             "Another process has joined under the same worker name: this one may not write any more.",
         ),
+        "EPOCH_FORGOTTEN": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            LeaseError,
+            ("worker", "epoch"),
+            "So old an epoch that its contributions are no longer recorded. Nothing was applied now.",
+        ),
         # Runs.
         "RUN_NOT_FOUND": Entry(
             "NOT_FOUND", Retry.NEVER, NotFoundError, ("run",), "No such run: create it, or look at the list of runs."
@@ -310,6 +317,13 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             ResourceExhaustedError,
             ("limit",),
             "The server holds as many runs as limits.runs allows: delete one.",
+        ),
+        "UPLOAD_STALLED": Entry(
+            "DEADLINE_EXCEEDED",
+            Retry.BACKOFF,
+            WaitTimeoutError,
+            ("idle_seconds",),
+            "No message of an upload came for limits.upload_idle_seconds: send it again.",
         ),
         "SERVER_UNAVAILABLE": Entry(
             "UNAVAILABLE",

@@ -24,6 +24,7 @@ DTYPES: dict[str, np.dtype] = {
 """The element types of tensors and streams, by the names that the digest uses."""
 
 MAX_NAME_LENGTH = 512
+_MAX_ELEMENT_COUNT = 1 << 62
 
 
 class TensorSpec(NamedTuple):
@@ -63,6 +64,8 @@ class Manifest:
             names.add(name)
             tensors.append(TensorSpec(name, tuple(shape), dtype, offset))
             offset += tensors[-1].size
+            if offset > _MAX_ELEMENT_COUNT:
+                raise KedgeError("MANIFEST_INVALID", f"tensor {name!r} ends beyond 2**62 elements", tensor=name)
         if not offset:
             raise KedgeError(
                 "MANIFEST_INVALID", "there are no parameters: give at least one non-empty tensor", tensor=""

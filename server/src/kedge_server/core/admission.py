@@ -82,7 +82,7 @@ def check_header(header: ContributionHeader, *, manifest_digest: bytes, step: in
             "MANIFEST_MISMATCH",
             "the gradient's manifest is not the run's: build it from the tree that the run was created with",
             expected=manifest_digest.hex(),
-            got=header.manifest_digest.hex(),
+            got=header.manifest_digest[:32].hex(),
         )
     if header.example_count < 1:
         raise KedgeError(

@@ -6,7 +6,8 @@ never donated, because snapshots for readers share them; after a lookahead sync 
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -120,6 +121,7 @@ class _Kind(NamedTuple):
     """What the compiled functions depend on; everything else is a scalar argument."""
 
     base: optim.BaseOptimizer
+    """Without the options that `optim.UpdateSpec` has itself."""
     decays: bool
     clips_value: bool
     clips_norm: bool
@@ -127,8 +129,11 @@ class _Kind(NamedTuple):
 
 
 def _kind(spec: optim.UpdateSpec) -> _Kind:
+    bare: dict[str, Any] = {"lr": 0.0, "grad_clip_norm": None, "grad_clip_value": None}
+    if not isinstance(spec.base, optim.AdamW):  # whose decay is part of its rule
+        bare["weight_decay"] = 0.0
     return _Kind(
-        spec.base,
+        replace(spec.base, **bare),
         decays=spec.weight_decay != 0,
         clips_value=spec.grad_clip_value is not None,
         clips_norm=spec.grad_clip_norm is not None,
@@ -136,7 +141,7 @@ def _kind(spec: optim.UpdateSpec) -> _Kind:
     )
 
 
-@cache
+@lru_cache(maxsize=64)
 def _kernels(kind: _Kind) -> _Kernels:
     return _Kernels(
         fast=jax.jit(partial(_fast_step, kind), donate_argnums=1),

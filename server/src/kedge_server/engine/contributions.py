@@ -30,7 +30,8 @@ class Contribution:
     """Its gradient; None when rejected, and once applied."""
 
     def settle(self, result: PushResult) -> None:
-        """Gives everyone who waits the result."""
+        """Gives everyone who waits the result. The round is let go: the ledger keeps results, not rounds."""
+        self.round = None
         if not self.result.done():
             self.result.set_result(result)
 

@@ -28,13 +28,16 @@ class LeaseTable:
     Args:
         run: the run's name, for messages.
         worker_limit: how many may be live at once.
-        ended_limit: how many ended ones are remembered.
+        first_epoch: greater than any epoch that an earlier run of the same name granted.
+        ended_limit: how many ended ones are remembered; None for a number that the worker limit suggests.
     """
 
-    def __init__(self, run: str, *, worker_limit: int, ended_limit: int = 1024) -> None:
+    def __init__(self, run: str, *, worker_limit: int, first_epoch: int, ended_limit: int | None = None) -> None:
         self._run = run
         self._worker_limit = worker_limit
-        self._ended_limit = ended_limit
+        self._first_epoch = first_epoch
+        self._ended_limit = max(1024, 2 * worker_limit) if ended_limit is None else ended_limit
+        self._last_forgotten_epoch = 0
         self._live: dict[str, Lease] = {}
         self._ended: dict[tuple[str, int], Lease] = {}
         self._last_epochs: dict[str, int] = {}
@@ -86,11 +89,13 @@ class LeaseTable:
         if lease is not None and lease.epoch == epoch:
             lease.applied_count += 1
 
-    def leave(self, worker_id: str, epoch: int) -> None:
-        """Ends a lease, if it still is one."""
+    def leave(self, worker_id: str, epoch: int) -> bool:
+        """Ends a lease, and says whether it still was one."""
         lease = self._live.get(worker_id)
-        if lease is not None and lease.epoch == epoch:
-            self._end(lease)
+        if lease is None or lease.epoch != epoch:
+            return False
+        self._end(lease)
+        return True
 
     def expire(self, now_seconds: float) -> list[Lease]:
         """Ends the leases that ran out, and names them."""
@@ -103,20 +108,15 @@ class LeaseTable:
         """The lease of an epoch, live or ended.
 
         Raises:
-            KedgeError: WORKER_NOT_FOUND, or what `require_live` raises for an epoch that is no longer remembered.
+            KedgeError: WORKER_NOT_FOUND, WORKER_SUPERSEDED, EPOCH_FORGOTTEN; RUN_NOT_FOUND for an epoch of an earlier
+                run of the same name.
         """
         lease = self._live.get(worker_id)
         if lease is None or lease.epoch != epoch:
             lease = self._ended.get((worker_id, epoch))
-        if lease is not None:
-            return lease
-        if worker_id in self._last_epochs:
-            raise self._not_live(worker_id, epoch)
-        raise KedgeError(
-            "WORKER_NOT_FOUND",
-            f"no worker {worker_id!r} has joined {self._run}: join the run first",
-            worker=f"{self._run}/workers/{worker_id}",
-        )
+        if lease is None:
+            raise self._unknown(worker_id, epoch)
+        return lease
 
     def require_live(self, lease: Lease) -> None:
         """Lets only the worker's present lease through.
@@ -126,6 +126,28 @@ class LeaseTable:
         """
         if not self.is_live(lease):
             raise self._not_live(lease.worker_id, lease.epoch)
+
+    def _unknown(self, worker_id: str, epoch: int) -> KedgeError:
+        worker = f"{self._run}/workers/{worker_id}"
+        if 0 < epoch < self._first_epoch:
+            return KedgeError(
+                "RUN_NOT_FOUND",
+                f"the {self._run} that {worker} joined is gone, and another has its name: get the run and join anew",
+                run=self._run,
+            )
+        if epoch < self._last_epochs.get(worker_id, 0):
+            return self._not_live(worker_id, epoch)
+        if 0 < epoch <= self._last_forgotten_epoch:
+            return KedgeError(
+                "EPOCH_FORGOTTEN",
+                f"what became of the contributions of {worker} in epoch {epoch} is no longer recorded; "
+                "nothing was applied now",
+                worker=worker,
+                epoch=epoch,
+            )
+        return KedgeError(
+            "WORKER_NOT_FOUND", f"{worker} has not joined in epoch {epoch}: join the run first", worker=worker
+        )
 
     def _not_live(self, worker_id: str, epoch: int) -> KedgeError:
         current, worker = self._last_epochs[worker_id], f"{self._run}/workers/{worker_id}"
@@ -151,5 +173,6 @@ class LeaseTable:
         while len(self._ended) > self._ended_limit:
             worker_id, epoch = next(iter(self._ended))
             del self._ended[worker_id, epoch]
+            self._last_forgotten_epoch = max(self._last_forgotten_epoch, epoch)
             if worker_id not in self._live and self._last_epochs.get(worker_id) == epoch:
                 del self._last_epochs[worker_id]

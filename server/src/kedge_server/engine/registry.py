@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kedge.optim import Optimizer
-from kedge.policies import Policy
+from kedge.policies import Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
 from kedge_server.engine.clock import Clock, LoopClock
@@ -26,6 +26,8 @@ class Limits:
     runs: int
     workers_per_run: int
     parameters_per_run: int
+    upload_idle_seconds: float
+    """How long an upload may make no progress."""
     lease_seconds: float
     """The lease of a worker that asks for none."""
     min_lease_seconds: float
@@ -149,9 +151,13 @@ class Registry:
     async def end(self) -> None:
         """Takes nothing more, applies the rounds that are closed, and ends every run. Snapshots can still be read."""
         self._is_ending = True
-        for run in self._runs.values():
-            await run.drain()
+        if self._creating:
+            await asyncio.wait(self._creating.values())
+        runs = list(self._runs.values())
+        for run in runs:
             run.end(_draining())
+        for run in runs:
+            await run.drain()
 
     def close(self) -> None:
         """Lets the device go. Only after `end`."""
@@ -177,6 +183,7 @@ class Registry:
             device=self._device,
             clock=self._clock,
             worker_limit=self.limits.workers_per_run,
+            first_epoch=self.next_epoch(),
         )
 
     def _require_room(self, new: NewRun) -> None:
@@ -186,6 +193,15 @@ class Registry:
                 "RUN_TOO_LARGE",
                 f"the model has {new.manifest.element_count} parameters, limits.parameters_per_run is {limit}",
                 limit=limit,
+                parameter_count=new.manifest.element_count,
+            )
+        quorum = new.policy.quorum if isinstance(new.policy, Synchronous) else 1
+        if 4 * new.manifest.element_count * quorum > self.limits.staging_bytes:
+            raise KedgeError(
+                "RUN_TOO_LARGE",
+                f"{quorum} gradients of {4 * new.manifest.element_count} bytes have to be held at once, "
+                f"limits.staging_bytes is {self.limits.staging_bytes}: raise it, or lower the quorum",
+                limit=self.limits.staging_bytes,
                 parameter_count=new.manifest.element_count,
             )
         if len(self._runs) + len(self._creating) >= self.limits.runs:

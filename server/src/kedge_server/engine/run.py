@@ -69,6 +69,7 @@ class RunEngine:
         device: the thread that the writer runs on.
         clock: the time.
         worker_limit: how many workers may hold a lease.
+        first_epoch: greater than any epoch that an earlier run of the same name granted.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class RunEngine:
         device: DeviceThread,
         clock: Clock,
         worker_limit: int,
+        first_epoch: int,
     ) -> None:
         self.config = config
         self.snapshot = snapshot
@@ -87,7 +89,7 @@ class RunEngine:
         self._writer = writer
         self._device = device
         self._clock = clock
-        self._leases = LeaseTable(config.name, worker_limit=worker_limit)
+        self._leases = LeaseTable(config.name, worker_limit=worker_limit, first_epoch=first_epoch)
         self._is_formed = False
         self._round = Round()
         self._queue: deque[Round] = deque()
@@ -131,14 +133,16 @@ class RunEngine:
 
     def leave(self, worker_id: str, epoch: int) -> None:
         """Ends a lease."""
-        self._leases.leave(worker_id, epoch)
-        _log.info("worker left", run=self.config.name, worker=worker_id, epoch=epoch, live=len(self._leases))
-        self._look_again()
+        if self._leases.leave(worker_id, epoch):
+            _log.info("worker left", run=self.config.name, worker=worker_id, epoch=epoch, live=len(self._leases))
+            self._look_again()
 
     # Contributions
 
     def check(self, header: ContributionHeader) -> None:
-        """Checks a contribution before its gradient is received, so that what cannot be taken is not carried.
+        """Checks a contribution while its gradient is received, so that what cannot be taken is not carried on.
+
+        That it is on its way is a sign of life: it renews the lease.
 
         Raises:
             KedgeError: see `core.admission.check_header`, `LeaseTable.find`, `Ledger.find`.
@@ -147,6 +151,7 @@ class RunEngine:
         lease = self._leases.find(header.worker_id, header.epoch)
         if lease.ledger.find(header.sequence) is None:
             self._require_takeable(lease, header)
+            self._leases.renew(lease, self._clock.now())
 
     def submit(
         self, header: ContributionHeader, gradient: StagingBuffer, inspection: admission.Inspection
@@ -211,7 +216,6 @@ class RunEngine:
                     step=self.snapshot.step,
                     min_step=min_step,
                 )
-        self._require_alive()
         return self.snapshot
 
     def require_weights(self, weights: Weights) -> None:
@@ -362,8 +366,8 @@ class RunEngine:
             while self._queue:
                 await self._apply(self._queue.popleft())
         except Exception as error:
-            _log.exception("update failed", run=self.config.name, step=self.snapshot.step + 1)
             self._fail(error)
+            _log.exception("update failed", run=self.config.name, step=self.snapshot.step + 1)
         finally:
             self._applying = None
 
@@ -408,7 +412,8 @@ class RunEngine:
 def _run_failed(run: str, error: BaseException) -> KedgeError:
     return KedgeError(
         "RUN_FAILED",
-        f"an update of {run} failed ({type(error).__name__}); its state is lost: delete the run and create it anew",
+        f"an update of {run} failed ({type(error).__name__}); its optimizer state is lost: "
+        "pull the weights of its last step, and create it anew",
         run=run,
     )
 

@@ -12,6 +12,7 @@ class IdleStreams:
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Timeout] = set()
+        self._has_ended = False
 
     async def next_request(self, requests: AsyncIterator[Any]) -> Any:
         """The next request of a stream, or None at its end.
@@ -20,7 +21,7 @@ class IdleStreams:
             KedgeError: SERVER_DRAINING, when `end` is called meanwhile.
         """
         try:
-            async with asyncio.timeout(None) as waiting:
+            async with asyncio.timeout(0 if self._has_ended else None) as waiting:
                 self._waiting.add(waiting)
                 try:
                     return await anext(requests, None)
@@ -30,6 +31,7 @@ class IdleStreams:
             raise KedgeError("SERVER_DRAINING", "the server is shutting down: open the stream again later") from None
 
     def end(self) -> None:
-        """Ends the streams that wait now."""
+        """Ends the streams that wait now, and those that come to wait."""
+        self._has_ended = True
         for waiting in list(self._waiting):
             waiting.reschedule(0)

@@ -62,8 +62,11 @@ class OptimizerServicer:
         dtype = wire.dtype_from_wire(header.dtype)
         run.check(contribution)
         gradient = self._registry.staging.acquire(run.config.manifest.element_count)
+        patience = streams.Patience(self._registry.limits.upload_idle_seconds, lambda: run.check(contribution))
         try:
-            inspection = await streams.read_values(requests, gradient.array, dtype=dtype, size_bytes=header.size_bytes)
+            inspection = await streams.read_values(
+                requests, gradient.array, dtype=dtype, size_bytes=header.size_bytes, patience=patience
+            )
         except BaseException:
             gradient.release()
             raise

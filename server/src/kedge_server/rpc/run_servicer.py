@@ -7,6 +7,7 @@ from typing import Any
 from kedge.v1 import run_pb2, run_service_pb2
 from kedge.wire import convert as wire
 from kedge.wire import names
+from kedge.wire.codec import MAX_MESSAGE_BYTES
 from kedge.wire.errors import KedgeError
 from kedge_server.engine.registry import Registry
 from kedge_server.rpc import convert, streams
@@ -40,7 +41,10 @@ class RunServicer:
         self, requests: AsyncIterator[Any], header: run_service_pb2.CreateRunHeader, out: Any
     ) -> None:
         dtype = wire.dtype_from_wire(header.dtype)
-        inspection = await streams.read_values(requests, out, dtype=dtype, size_bytes=header.size_bytes)
+        patience = streams.Patience(self._registry.limits.upload_idle_seconds)
+        inspection = await streams.read_values(
+            requests, out, dtype=dtype, size_bytes=header.size_bytes, patience=patience
+        )
         bad = inspection.non_finite_element
         if bad is not None:
             raise KedgeError(
@@ -59,11 +63,15 @@ class RunServicer:
         """Lists runs; a page token is the name of the last run of the page before."""
         size = min(request.page_size, _MAX_PAGE_SIZE) if request.page_size > 0 else _PAGE_SIZE
         runs = [run for run in self._registry.list() if run.config.name > request.page_token]
-        page = runs[:size]
-        return run_service_pb2.ListRunsResponse(
-            runs=[convert.run(run, with_manifest=False) for run in page],
-            next_page_token=page[-1].config.name if len(runs) > size else "",
-        )
+        page: list[run_pb2.Run] = []
+        room = MAX_MESSAGE_BYTES // 2
+        for run in runs[:size]:
+            page.append(convert.run(run, with_manifest=False))
+            room -= page[-1].ByteSize()
+            if room < 0:
+                break
+        token = page[-1].name if len(page) < len(runs) else ""
+        return run_service_pb2.ListRunsResponse(runs=page, next_page_token=token)
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """Deletes a run."""

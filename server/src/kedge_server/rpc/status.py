@@ -11,20 +11,21 @@ from kedge.wire.convert import duration_to_wire
 from kedge.wire.errors import DOMAIN, KedgeError
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_MAX_TEXT = 1024  # a trailer has little room, and part of a message may be what the peer sent
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: KedgeError) -> None:
     """Ends the call with the error's status. Always raises."""
     code = grpc.StatusCode[error.entry.status]
     details = _status(error, code).SerializeToString()
-    await context.abort(code, error.message, trailing_metadata=((_DETAILS_KEY, details),))
+    await context.abort(code, error.message[:_MAX_TEXT], trailing_metadata=((_DETAILS_KEY, details),))
 
 
 def _status(error: KedgeError, code: grpc.StatusCode) -> status_pb2.Status:
-    status = status_pb2.Status(code=code.value[0], message=error.message)
-    status.details.append(
-        _packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
-    )
+    status = status_pb2.Status(code=code.value[0], message=error.message[:_MAX_TEXT])
+    metadata = {key: value[:_MAX_TEXT] for key, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    status.details.append(_packed(info))
     if error.retry_after_seconds is not None:
         delay = duration_to_wire(error.retry_after_seconds)
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))

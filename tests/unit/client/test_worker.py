@@ -11,8 +11,9 @@ import kedge
 from kedge import testing
 from kedge.client import Client
 from kedge.errors import KedgeError
+from kedge.heartbeat import start_heartbeats
 from kedge.retry import Retrier
-from kedge.transport import in_process
+from kedge.transport import Lease, in_process
 
 
 class FaultyExchange:
@@ -166,6 +167,43 @@ def test_interrupted_push_is_of_unknown_fate(transport, run, worker):
 
     assert worker.push(grad(10)).outcome == "applied"
     assert run.pull()["w"] == [3 - 1 - 10]
+
+
+def test_interrupt_after_joining_again_is_of_unknown_fate(transport, run, worker, server_time):
+    server_time.now += 1000  # the lease is lost: the first attempt is refused, the second is interrupted
+    transport.faults = iter([(None, None), ("unanswered", KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        worker.push(grad(1))
+
+    assert worker.push(grad(10)).outcome == "applied"
+    assert run.pull()["w"] == [3 - 1 - 10]
+
+
+def test_step_goes_on_asking_while_its_push_is_deferred(transport, worker, monkeypatch):
+    push, answers = FaultyExchange.push, iter(["deferred", "deferred"])
+
+    def deferred_twice(exchange, contribution):
+        result, data = push(exchange, contribution)
+        return result._replace(outcome=next(answers, result.outcome)), data
+
+    monkeypatch.setattr(FaultyExchange, "push", deferred_twice)
+    assert worker.step(grad())["w"] == [2.0]
+    assert worker.last_result.outcome == "applied"
+    assert transport.pushes == [(worker.epoch, 1)] * 3
+
+
+def test_heartbeats_go_on_after_one_that_failed():
+    beats, came_again = itertools.count(), threading.Event()
+
+    class Flaky:
+        def heartbeat(self, lease):
+            if next(beats) == 0:
+                raise gone()
+            came_again.set()
+
+    stop = start_heartbeats(Flaky(), Lease("runs/r/workers/a", 1, 0.15))
+    assert came_again.wait(10)
+    stop()
 
 
 def test_worker_that_was_replaced_after_a_push_of_unknown_fate_does_not_push_out_the_other(transport, run, worker):

@@ -1,0 +1,125 @@
+"""The registry of runs: creating, deleting, and ending while others create."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from kedge import optim
+from kedge.policies import Synchronous
+from kedge.wire.errors import KedgeError
+from kedge.wire.manifest import Manifest
+from kedge_server.engine.registry import Limits, NewRun, Registry
+from kedge_server.engine.run import RunEngine
+
+LIMITS = Limits(
+    staging_bytes=1 << 20,
+    runs=2,
+    workers_per_run=4,
+    parameters_per_run=1000,
+    upload_idle_seconds=1,
+    lease_seconds=10,
+    min_lease_seconds=1,
+    max_lease_seconds=100,
+)
+
+
+def new(name: str, *, request_id: str = "", count: int = 3) -> NewRun:
+    manifest = Manifest.from_specs([("w", (count,), "float32")])
+    return NewRun(
+        name=f"runs/{name}",
+        manifest=manifest,
+        optimizer=optim.SGD(),
+        policy=Synchronous(1),
+        request_id=request_id,
+    )
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[Registry]:
+    registry = Registry(LIMITS)
+    yield registry
+    await registry.end()
+    registry.close()
+
+
+async def create(registry: Registry, run: NewRun) -> RunEngine:
+    weights = registry.staging.acquire(run.manifest.element_count)
+    weights.array[:] = 1
+    return await registry.create(run, weights)
+
+
+def reason_of(outcome: object) -> str:
+    return outcome.reason if isinstance(outcome, KedgeError) else "created"
+
+
+async def test_creations_of_one_name_at_once_make_one_run(registry: Registry) -> None:
+    outcomes = await asyncio.gather(
+        create(registry, new("a", request_id="x")),
+        create(registry, new("a", request_id="x")),
+        create(registry, new("a", request_id="y")),
+        create(registry, new("a", request_id="x")),
+        return_exceptions=True,
+    )
+    assert [reason_of(outcome) for outcome in outcomes] == ["created", "created", "RUN_ALREADY_EXISTS", "created"]
+    assert outcomes[0] is outcomes[1] is outcomes[3] is registry.get("runs/a")
+    assert registry.staging._held_bytes == 4 * 3 * sum(map(len, registry.staging._free.values()))
+
+
+async def test_no_more_runs_than_allowed_and_room_again_after_a_deletion(registry: Registry) -> None:
+    outcomes = await asyncio.gather(*(create(registry, new(name)) for name in "abc"), return_exceptions=True)
+    assert sorted(map(reason_of, outcomes)) == ["TOO_MANY_RUNS", "created", "created"]
+    registry.delete(registry.list()[0].config.name)
+    await create(registry, new("d"))
+
+
+async def test_model_larger_than_allowed_is_refused(registry: Registry) -> None:
+    with pytest.raises(KedgeError) as caught:
+        await registry.find_created(new("a", count=1001))
+    assert caught.value.reason == "RUN_TOO_LARGE"
+
+
+async def test_initial_weights_are_copied_out_of_the_staging_buffer(registry: Registry) -> None:
+    weights = registry.staging.acquire(3)
+    weights.array[:] = 1
+    array = weights.array
+    run = await registry.create(new("a"), weights)
+    array[:] = 99
+    assert run.snapshot.fast[0].tolist() == [1, 1, 1]
+
+
+async def test_ending_waits_for_a_creation_and_ends_its_run(registry: Registry) -> None:
+    creation = asyncio.create_task(create(registry, new("a")))
+    await asyncio.sleep(0)
+    await registry.end()
+    run = await creation
+    for call in (lambda: run.join("w", epoch=1, duration_seconds=1), lambda: run.heartbeat("w", 1)):
+        with pytest.raises(KedgeError) as caught:
+            call()
+        assert caught.value.reason == "SERVER_DRAINING"
+    with pytest.raises(KedgeError) as caught:
+        await create(registry, new("b"))
+    assert caught.value.reason == "SERVER_DRAINING"
+
+
+async def test_run_may_be_deleted_while_the_server_ends(registry: Registry) -> None:
+    for name in "ab":
+        await create(registry, new(name))
+    ending = asyncio.create_task(registry.end())
+    registry.delete("runs/a")
+    await ending
+
+
+async def test_lease_is_held_to_the_bounds(registry: Registry) -> None:
+    assert [registry.lease_seconds(wanted) for wanted in (None, 0.01, 5, 1e9)] == [10, 1, 5, 100]
+
+
+async def test_epochs_grow_from_one_registry_to_the_next() -> None:
+    first = Registry(replace(LIMITS, runs=1))
+    epochs = [first.next_epoch() for _ in range(3)]
+    first.close()
+    second = Registry(LIMITS)
+    assert epochs == sorted(set(epochs))
+    assert second.next_epoch() > epochs[0]
+    second.close()

@@ -36,6 +36,15 @@ find_python() {
         "python3-venv); install one, or name it: make setup PYTHON=/path/to/python"
 }
 
+# Two at once would pull the environment from under each other; where flock is missing, they may.
+if command -v flock >/dev/null 2>&1; then
+    exec 9>"$environment.lock"
+    flock --nonblock 9 || {
+        echo "Waiting for another setup of $environment ..."
+        flock 9
+    }
+fi
+
 installed=$environment/.installed
 here=$(pwd -P)
 
@@ -50,6 +59,7 @@ echo "Filling $environment ($("$python" --version)) ..."
 log=$(mktemp)
 uv_requirement=$(mktemp)
 trap 'rm -f "$log" "$uv_requirement"' EXIT
+trap 'echo "interrupted; run it again" >&2; exit 130' INT TERM
 
 # By default uv trusts only the certificates that it brings along, not those that were added to the machine.
 export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-true}"

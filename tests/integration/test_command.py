@@ -112,6 +112,24 @@ def test_unknown_variable_of_the_environment_is_named() -> None:
     assert "limits.run " in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("variable", "named"),
+    [
+        ("KEDGE_SERVER_LISTEN", "KEDGE_SERVER__LISTEN"),
+        ("KEDGE_LEASES__MIN_SECONDS", "leases"),
+        ("KEDGE_LEASES__MAX_SECONDS", "leases"),
+    ],
+)
+def test_variable_that_would_change_nothing_or_contradict_is_refused(variable: str, named: str) -> None:
+    refused = kedge_server("config", "check", **{variable: "100" if "MIN" in variable else "inf"})
+    assert refused.returncode == 2
+    assert named in refused.stderr
+
+
+def test_version_is_told() -> None:
+    assert kedge_server("--version").stdout.startswith("kedge-server ")
+
+
 def test_environment_wins_over_the_file_and_arguments_over_both(tmp_path: Path) -> None:
     path = tmp_path / "kedge.toml"
     path.write_text("[limits]\nruns = 7\nworkers_per_run = 5\n", encoding="utf-8")

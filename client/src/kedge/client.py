@@ -1,5 +1,6 @@
 """The client of a server: connecting to it, and the runs that it holds."""
 
+import logging
 import os
 import re
 import socket
@@ -18,6 +19,8 @@ from kedge.wire.names import check_id, parse_run, run_name
 from kedge.worker import Worker
 
 _TRANSPORTS = ("auto", "grpc")
+
+_logger = logging.getLogger("kedge")
 
 
 def connect(address: str | None = None, *, timeout_seconds: float = 10.0, retry_seconds: float = 60.0) -> "Client":
@@ -131,14 +134,15 @@ class Client:
             name: as for `create_run`.
             params: as for `create_run`. If the run exists only their names, shapes, dtypes and order matter.
             optimizer: as for `create_run`. If the run exists it must have the same.
-            aggregation: as for `create_run`. If the run exists its own holds.
+            aggregation: as for `create_run`. If the run exists its own holds, and a warning says so
+                where they differ.
 
         Raises:
             KedgeError: RUN_MISMATCH if the run that exists has other tensors or another optimizer; also those of
                 `create_run`.
         """
         try:
-            return self._get_same_run(name, params, optimizer)
+            return self._get_same_run(name, params, optimizer, aggregation)
         except KedgeError as error:
             if error.reason != "RUN_NOT_FOUND":
                 raise
@@ -147,7 +151,7 @@ class Client:
         except KedgeError as error:
             if error.reason != "RUN_ALREADY_EXISTS":
                 raise
-        return self._get_same_run(name, params, optimizer)
+        return self._get_same_run(name, params, optimizer, aggregation)
 
     def list_runs(self) -> list[RunInfo]:
         """What the server says of each of its runs, by name and without manifests.
@@ -179,7 +183,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _get_same_run(self, name: str, params: Any, optimizer: optim.Optimizer) -> "Run":
+    def _get_same_run(self, name: str, params: Any, optimizer: optim.Optimizer, aggregation: policies.Policy) -> "Run":
         info = self._retrier.call(lambda: self._transport.get_run(run_name(name)))
         wanted = tree.manifest_from_leaves(tree.named_leaves(params))
         manifest = _manifest_of(info)
@@ -187,6 +191,9 @@ class Client:
             raise _mismatch(info, "manifest", _first_difference(manifest, wanted))
         if optim.from_spec(info.optimizer.spec()) != optim.from_spec(optimizer.spec()):
             raise _mismatch(info, "optimizer", f"it has {info.optimizer}, asked for is {optimizer}")
+        if info.aggregation != aggregation:
+            message = "%s exists and keeps its aggregation: it has %s, asked for is %s"
+            _logger.warning(message, info.name, info.aggregation, aggregation)
         return Run(self._transport, self._retrier, info, manifest=manifest, template=tree.Template.from_tree(params))
 
 

@@ -2,39 +2,78 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from kedge.transport import Lease, Transport
 from kedge.wire.errors import KedgeError, Retry
+from kedge.wire.names import parse_worker
 
 _RETRY_SECONDS = 1.0
 _SHORTEST_INTERVAL_SECONDS = 0.05
 
+_PATIENCE_SECONDS = 10.0
+_REMINDER_SECONDS = 60.0
+
 _logger = logging.getLogger("kedge")
 
 
-def start_heartbeats(transport: Transport, lease: Lease) -> Callable[[], None]:
+class Waiting:
+    """Whether the worker waits for its round; a `with` block around the wait. The heartbeats say so when it is long."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began_at: float | None = None
+        self._report_at = 0.0
+
+    def __enter__(self) -> None:
+        self._began_at = self._clock()
+        self._report_at = self._began_at + _PATIENCE_SECONDS
+
+    def __exit__(self, *_: object) -> None:
+        self._began_at = None
+
+    def overdue_seconds(self) -> float | None:
+        """How long it has lasted, when that is to be said: after ten seconds, and then once a minute."""
+        began_at, now = self._began_at, self._clock()
+        if began_at is None or now < self._report_at:
+            return None
+        self._report_at = now + _REMINDER_SECONDS
+        return now - began_at
+
+
+def start_heartbeats(transport: Transport, lease: Lease, waiting: Waiting) -> Callable[[], None]:
     """Renews a lease every third of it until the function returned is called, or the lease is lost."""
     stopped = threading.Event()
     thread = threading.Thread(
-        target=_beat, args=(transport, lease, stopped), name=f"kedge heartbeat {lease.worker}", daemon=True
+        target=_beat, args=(transport, lease, waiting, stopped), name=f"kedge heartbeat {lease.worker}", daemon=True
     )
     thread.start()
     return stopped.set
 
 
-def _beat(transport: Transport, lease: Lease, stopped: threading.Event) -> None:
+def _beat(transport: Transport, lease: Lease, waiting: Waiting, stopped: threading.Event) -> None:
     interval = max(lease.lease_seconds / 3, _SHORTEST_INTERVAL_SECONDS)
     delay = interval
     while not stopped.wait(delay):
         try:
             transport.heartbeat(lease)
+            _remind(transport, lease, waiting)
             delay = interval
         except KedgeError as error:
             if stopped.is_set() or _is_final(error):
                 _report(error, lease, stopped)
                 return
             delay = min(interval, _RETRY_SECONDS)
+
+
+def _remind(transport: Transport, lease: Lease, waiting: Waiting) -> None:
+    seconds = waiting.overdue_seconds()
+    if seconds is None:
+        return
+    status = transport.get_run(parse_worker(lease.worker).run, with_manifest=False).status
+    if status.waiting_for:
+        _logger.warning("%s has waited for %.0f s: for %s", lease.worker, seconds, status.waiting_for)
 
 
 def _is_final(error: KedgeError) -> bool:

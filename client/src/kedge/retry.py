@@ -58,6 +58,8 @@ class Retrier:
                 if error.entry.retry is not Retry.BACKOFF:
                     raise
                 now = self._clock()
+                if give_up_at is None and self._retry_seconds > 0:
+                    _logger.warning("%s; trying again for %g s", error, self._retry_seconds)
                 give_up_at = now + self._retry_seconds if give_up_at is None else give_up_at
                 if now >= give_up_at:
                     raise

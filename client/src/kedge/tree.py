@@ -150,6 +150,8 @@ def _join(path: str, key: object) -> str:
 
 
 def _as_array(name: str, leaf: Any) -> np.ndarray:
+    if leaf is None:
+        raise KedgeError("TENSOR_MISSING", f"{name!r} is None: give zeros where there is no gradient", tensor=name)
     if not (hasattr(leaf, "__array__") or isinstance(leaf, bool | int | float | complex)):
         raise KedgeError(
             "UNSUPPORTED_STRUCTURE",

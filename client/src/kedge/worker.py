@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from kedge import tree
-from kedge.heartbeat import start_heartbeats
+from kedge.heartbeat import Waiting, start_heartbeats
 from kedge.retry import Retrier
 from kedge.transport import Exchange, Lease, PullRequest, Push, PushResult, Transport, WeightsOfStep
 from kedge.weights import MAX_WAIT_SECONDS, FastOrSlow, pull_patiently, pull_request
@@ -54,6 +54,8 @@ class Worker:
         self._exchange: Exchange | None = None
         self._is_closed = False
         self._is_fate_unknown = False
+        self._waiting = Waiting()
+        self._too_late_count = 0
         self._step_number: int | None = None
         self.last_result: PushResult | None = None
         self._hold(lease)
@@ -96,7 +98,8 @@ class Worker:
             KedgeError: NO_SLOW_WEIGHTS, STEP_NOT_REACHED, RUN_NOT_FOUND, SERVER_UNAVAILABLE after `retry_seconds`.
         """
         request = pull_request(weights, dtype=self._wire_dtype, min_step=min_step)
-        data = pull_patiently(self._pull, request, timeout_seconds)
+        with self._waiting:
+            data = pull_patiently(self._pull, request, timeout_seconds)
         return self._take(data) if weights == "fast" else self._as_tree(data)
 
     def push(
@@ -157,13 +160,13 @@ class Worker:
         """
         push = self._contribution(grads, loss=loss, example_count=example_count, base_step=None)
         push = push._replace(wait_seconds=MAX_WAIT_SECONDS, pull=PullRequest(dtype=self._wire_dtype))
-        result, data = self._push(push)
+        with self._waiting:
+            result, data = self._push(push)
         assert data is not None, "a push that asks for weights is answered with weights"
         if result.outcome == "rejected":
+            self._report_rejection(result)
             if result.reason in _TOO_LATE and data.step <= push.base_step:
                 return self.pull(min_step=push.base_step + 1)
-            if result.reason not in _TOO_LATE:
-                _logger.warning("%s: a gradient was left out: %s [%s]", self.name, result.message, result.reason)
         return self._take(data)
 
     def close(self) -> None:
@@ -189,7 +192,7 @@ class Worker:
         """The contribution, checked as far as it can be without the server."""
         base = self._step_number if base_step is None else operator.index(base_step)
         if base is None:
-            raise ValueError("base_step is not known: pull the weights first, or give the step that the gradient is of")
+            raise ValueError("no weights were pulled yet: call pull() first, or give push() the gradient's base_step")
         if not 0 <= base < 1 << 63:
             raise ValueError(f"base_step is {base}: it must be 0 to 2**63 - 1")
         return Push(
@@ -197,7 +200,7 @@ class Worker:
             sequence=self._sequence,
             base_step=base,
             example_count=_checked_example_count(example_count),
-            loss=None if loss is None else float(loss),
+            loss=_checked_loss(loss),
             arrays=tree.arrays_in_order(grads, self._manifest),
             dtype=self._wire_dtype,
             wait_seconds=0.0,
@@ -252,6 +255,16 @@ class Worker:
             self._drop_exchange()  # what is left in the stream would be taken for the next answer
             raise
 
+    def _report_rejection(self, result: PushResult) -> None:
+        if result.reason not in _TOO_LATE:
+            _logger.warning("%s: a gradient was left out: %s [%s]", self.name, result.message, result.reason)
+            return
+        # Coming too late now and then is what backup workers are for, so it is said at 10, 100, 1000, ... only.
+        self._too_late_count += 1
+        if self._too_late_count >= 10 and str(self._too_late_count).strip("0") == "1":
+            count, last = self._too_late_count, result.message
+            _logger.warning("%s: %d gradients came too late so far; the last one: %s", self.name, count, last)
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise KedgeError("CANCELLED", "the worker was closed: join the run again")
@@ -285,7 +298,7 @@ class Worker:
         self._lease = lease
         self._sequence = 1  # of the next contribution
         # Called by hand, or when the worker is forgotten, or at exit: whichever is first.
-        self._stop_heartbeats = weakref.finalize(self, start_heartbeats(self._transport, lease))
+        self._stop_heartbeats = weakref.finalize(self, start_heartbeats(self._transport, lease, self._waiting))
 
     def _take(self, data: WeightsOfStep) -> Any:
         self._step_number = data.step
@@ -295,8 +308,20 @@ class Worker:
         return self._template.fill(tree.split_flat(data.flat, self._manifest))
 
 
+def _checked_loss(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        return float(value.detach() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"loss is {value!r}: it must be one number") from error
+
+
 def _checked_example_count(value: int) -> int:
-    count = operator.index(value)
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"example_count is {value!r}: it must be a whole number") from None
     if not 1 <= count < 1 << 63:
         raise KedgeError(
             "INVALID_EXAMPLE_COUNT",

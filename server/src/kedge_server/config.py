@@ -7,9 +7,9 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 _ENVIRONMENT_NAME = re.compile(r"KEDGE_([A-Z]+)__([A-Z_]+)")
 _MIB = 1 << 20
@@ -27,7 +27,7 @@ def _check_listen(listen: str) -> str:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ServerSection(_Section):
@@ -54,6 +54,12 @@ class LeasesSection(_Section):
     """The shortest lease granted."""
     max_seconds: float = Field(default=3600.0, gt=0)
     """The longest lease granted."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if not self.min_seconds <= self.default_seconds <= self.max_seconds:
+            raise ValueError("min_seconds, default_seconds and max_seconds must not decrease in this order")
+        return self
 
 
 class LimitsSection(_Section):
@@ -127,6 +133,11 @@ def _from_file(path: Path | None) -> dict[str, Any]:
 
 
 def _from_environment() -> dict[str, dict[str, Any]]:
+    for section, keys in ((name, _known_keys((name, ""))) for name in ServerConfig.model_fields):
+        for key in keys:
+            meant = f"KEDGE_{section}__{key}".upper()
+            if meant.replace("__", "_", 1) in os.environ:
+                raise ConfigError(f"{meant.replace('__', '_', 1)} is not read: write {meant}, with two underscores")
     layer: dict[str, dict[str, Any]] = {}
     for name, value in os.environ.items():
         match = _ENVIRONMENT_NAME.fullmatch(name)

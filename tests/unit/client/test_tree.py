@@ -118,11 +118,17 @@ def test_other_dtypes_are_refused_by_name(leaf):
     assert error.value.reason == "UNSUPPORTED_DTYPE"
 
 
-@pytest.mark.parametrize("leaf", ["text", None, {1, 2}, object()])
+@pytest.mark.parametrize("leaf", ["text", {1, 2}, object()])
 def test_what_is_neither_container_nor_array_is_refused_by_name(leaf):
     with pytest.raises(InvalidInputError, match=r"'a\.0'") as error:
         tree.named_leaves({"a": [leaf]})
     assert error.value.reason == "UNSUPPORTED_STRUCTURE"
+
+
+def test_missing_gradient_is_asked_for_as_zeros():
+    with pytest.raises(InvalidInputError, match=r"'a\.0' is None: give zeros") as error:
+        tree.named_leaves({"a": [None]})
+    assert error.value.reason == "TENSOR_MISSING"
 
 
 @pytest.mark.parametrize("key", ["", "a\nb", 1.5, None, ("a",)])

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import kedge
 from kedge import testing
 from kedge.client import Client
 from kedge.errors import KedgeError
-from kedge.heartbeat import start_heartbeats
+from kedge.heartbeat import Waiting, start_heartbeats
 from kedge.retry import Retrier
-from kedge.transport import Lease, in_process
+from kedge.transport import Lease, PushResult, in_process
 
 
 class FaultyExchange:
@@ -201,9 +202,93 @@ def test_heartbeats_go_on_after_one_that_failed():
                 raise gone()
             came_again.set()
 
-    stop = start_heartbeats(Flaky(), Lease("runs/r/workers/a", 1, 0.15))
+    stop = start_heartbeats(Flaky(), Lease("runs/r/workers/a", 1, 0.15), Waiting())
     assert came_again.wait(10)
     stop()
+
+
+def test_long_wait_is_said_after_ten_seconds_and_then_once_a_minute():
+    time = Time()
+    waiting = Waiting(time)
+    said = []
+    for time.now in range(100):
+        if time.now == 5:
+            waiting.__enter__()
+        if waiting.overdue_seconds() is not None:
+            said.append(time.now)
+    assert said == [15, 75]
+    waiting.__exit__()
+    time.now = 1000
+    assert waiting.overdue_seconds() is None
+
+
+def test_heartbeat_says_what_a_worker_waits_for(transport, worker, caplog):
+    reminded = threading.Event()
+
+    class Overdue(Waiting):
+        def overdue_seconds(self):
+            reminded.set()
+            return 12.0
+
+    lease = transport.join("runs/r", "b", 0.15)
+    info = transport.get_run("runs/r")
+    status = info.status._replace(waiting_for="spring") if hasattr(info.status, "_replace") else None
+    status = status or replace(info.status, waiting_for="spring")
+    transport.get_run = lambda *_, **__: replace(info, status=status)
+    stop = start_heartbeats(transport, lease, Overdue())
+    assert reminded.wait(10)
+    wait_for(lambda: "runs/r/workers/b has waited for 12 s: for spring" in caplog.text)
+    stop()
+
+
+def wait_for(holds):
+    pause = threading.Event()
+    for _ in range(1000):
+        if holds():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it did not come to hold")
+
+
+@pytest.mark.parametrize("count", [9, 10, 11, 99, 100, 101])
+def test_gradients_that_come_too_late_are_reported_now_and_then(worker, caplog, monkeypatch, count):
+    stale = PushResult("rejected", "STALE_GRADIENT", 1, 1, "too old")
+    for _ in range(count):
+        worker._report_rejection(stale)
+    assert caplog.text.count("came too late") == (count >= 10) + (count >= 100)
+
+
+def test_loss_of_a_graph_is_detached_and_no_number_is_refused(run, worker):
+    class OfAGraph:
+        def detach(self):
+            return np.float32(0.5)
+
+    worker.push(grad(), loss=OfAGraph())
+    assert run.status().loss == 0.5
+    for argument in ({"loss": np.zeros(3)}, {"loss": "low"}, {"example_count": 2.0}):
+        with pytest.raises(TypeError, match=f"^{next(iter(argument))} is"):
+            worker.push(grad(), **argument)
+
+
+def test_other_aggregation_than_the_runs_own_is_warned_of(transport, caplog):
+    client = Client(transport, Retrier(1.0))
+    for quorum in (1, 4):
+        client.get_or_create_run(
+            "s",
+            params={"w": np.zeros(1, np.float32)},
+            optimizer=kedge.optim.SGD(),
+            aggregation=kedge.Synchronous(quorum),
+        )
+    assert caplog.text.count("keeps its aggregation") == 1
+    assert "quorum=4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", "http://localhost:50051", "localhost:abc", "localhost:99999", "localhost:0", ":50051"]
+)
+def test_address_that_cannot_be_one_is_refused_at_once(address):
+    with pytest.raises(ValueError, match="write HOST:PORT"):
+        kedge.connect(address)
 
 
 def test_worker_that_was_replaced_after_a_push_of_unknown_fate_does_not_push_out_the_other(transport, run, worker):

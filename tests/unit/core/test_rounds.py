@@ -145,6 +145,11 @@ def test_the_time_to_look_again_is_when_the_answer_changes(now: float, open_roun
             "1 more worker to join: the quorum is 4, 3 live",
         ),
         (facts(0, live=4, formed=False), FOUR, ""),
+        (facts(2, live=3, formed=False), FOUR, "1 more worker to join: the quorum is 4, 3 live"),
+        # A round that is open waits for contributions; a run without workers waits for nobody.
+        (facts(1, live=4), FOUR, "3 more contributions to the round, which needs 4"),
+        (facts(2, live=3), FOUR, "1 more contribution to the round, which needs 3"),
+        (facts(0, live=0, formed=False), FOUR, ""),
         (facts(0, live=1, formed=True), FOUR, ""),
         (facts(0, live=0, formed=False), Asynchronous(), ""),
     ],

@@ -1,6 +1,8 @@
 """The command put together, and how it ends: 0, 1 with a line on standard error, or 2 for wrong usage."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -20,6 +22,22 @@ app = typer.Typer(
 app.add_typer(runs.app, name="runs")
 app.command()(pull)
 app.command()(top)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kedge {version('kedge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 def run() -> None:

@@ -264,8 +264,19 @@ class FakeRun:
             applied_count=self._applied_count,
             rejected_counts=dict(self._rejected_counts),
             loss=self._loss,
-            waiting_for=f"{required - held} more contributions" if held else "",
+            waiting_for=self._waiting_for(held, required),
         )
+
+    def _waiting_for(self, held: int, required: int) -> str:
+        policy = self.new.aggregation
+        live = len(self.members)
+        if isinstance(policy, Asynchronous) or not live:
+            return ""
+        missing = policy.quorum - live
+        if missing > 0 and not self._is_formed:
+            return f"{missing} more worker{'s' * (missing > 1)} to join: the quorum is {policy.quorum}, {live} live"
+        more = required - held
+        return f"{more} more contribution{'s' * (more > 1)} to the round, which needs {required}" if held else ""
 
     def _worker_status(self, member: Member, now: float) -> WorkerStatus:
         ledger = self._ledgers.get((member.lease.worker, member.lease.epoch), Ledger())

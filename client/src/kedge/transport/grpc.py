@@ -190,8 +190,7 @@ class GrpcTransport:
     def _unreachable(self, timeout_seconds: float, error: KedgeError) -> KedgeError:
         return KedgeError(
             "SERVER_UNAVAILABLE",
-            f"tried to reach {self._address} for {timeout_seconds:g} s and no server answered: start one with "
-            f"`kedge-server serve --listen {self._address}`, or check the address and the network ({error.message})",
+            f"tried for {timeout_seconds:g} s: {error.message}; start a server with `kedge-server serve`",
             address=self._address,
         )
 

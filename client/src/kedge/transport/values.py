@@ -68,7 +68,7 @@ class RunStatus:
         applied_count: contributions applied so far.
         rejected_counts: contributions rejected so far, by reason.
         loss: the mean loss of the last step's contributions, over those that sent one.
-        waiting_for: what the open round waits for, in words; may be empty.
+        waiting_for: what the run waits for, in words; empty when it keeps nobody waiting.
     """
 
     step: int

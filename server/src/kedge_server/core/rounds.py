@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kedge.policies import Asynchronous, Policy
+from kedge.policies import Asynchronous, Policy, Synchronous
 
 
 class RoundFacts(NamedTuple):
@@ -35,9 +35,7 @@ def decide(now_seconds: float, facts: RoundFacts, policy: Policy) -> Decision:
     """Decides on an open round."""
     if isinstance(policy, Asynchronous):
         return Decision(facts.contribution_count > 0, "EACH_CONTRIBUTION", 1)
-    required = policy.quorum
-    if facts.is_formed:
-        required = max(1, min(required, facts.contribution_count + facts.awaited_count))
+    required = _required_count(facts, policy)
     if facts.contribution_count >= policy.quorum:
         return Decision(True, "QUORUM_REACHED", required)
     if facts.contribution_count >= required:
@@ -51,12 +49,26 @@ def decide(now_seconds: float, facts: RoundFacts, policy: Policy) -> Decision:
 
 
 def waiting_for(facts: RoundFacts, policy: Policy) -> str:
-    """What keeps the run from stepping, in words; empty when nothing unusual does."""
-    if isinstance(policy, Asynchronous) or facts.is_formed or facts.live_count >= policy.quorum:
+    """What the run waits for, in words; empty when it keeps nobody waiting."""
+    if isinstance(policy, Asynchronous) or not facts.live_count:
         return ""
     missing = policy.quorum - facts.live_count
-    what = f"{missing} more worker{'s' if missing > 1 else ''} to join"
-    return f"{what}: the quorum is {policy.quorum}, {facts.live_count} live"
+    if missing > 0 and not facts.is_formed:
+        return f"{_count(missing, 'more worker')} to join: the quorum is {policy.quorum}, {facts.live_count} live"
+    if not facts.contribution_count:
+        return ""
+    required = _required_count(facts, policy)
+    return f"{_count(required - facts.contribution_count, 'more contribution')} to the round, which needs {required}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _required_count(facts: RoundFacts, policy: Synchronous) -> int:
+    if not facts.is_formed:
+        return policy.quorum
+    return max(1, min(policy.quorum, facts.contribution_count + facts.awaited_count))
 
 
 def mean_weights(example_counts: Sequence[int], staleness: Sequence[int], policy: Policy) -> list[float]:

@@ -217,4 +217,9 @@ def _draining() -> KedgeError:
 
 
 def _not_found(name: str) -> KedgeError:
-    return KedgeError("RUN_NOT_FOUND", f"there is no {name}: create it, or look at the list of runs", run=name)
+    return KedgeError(
+        "RUN_NOT_FOUND",
+        f"there is no {name}: create it, or look at the list of runs; "
+        "a server that was started anew has none of before",
+        run=name,
+    )

@@ -26,7 +26,7 @@ class OptimizerServicer:
 
     async def push_gradients(self, requests: AsyncIterator[Any]) -> pb.PushGradientsResponse:
         """Takes one contribution."""
-        header: pb.PushHeader = await streams.read_header(requests, "header")
+        header: pb.PushHeader = await streams.read_header(requests)
         _, result = await self._receive(requests, header)
         return pb.PushGradientsResponse(result=convert.push_result(result))
 

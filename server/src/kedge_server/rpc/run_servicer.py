@@ -24,7 +24,7 @@ class RunServicer:
 
     async def create_run(self, requests: AsyncIterator[Any]) -> run_service_pb2.CreateRunResponse:
         """Creates a run from a stream of initial weights."""
-        header: run_service_pb2.CreateRunHeader = await streams.read_header(requests, "header")
+        header: run_service_pb2.CreateRunHeader = await streams.read_header(requests)
         new = convert.new_run(header)
         run = await self._registry.find_created(new)
         if run is None:

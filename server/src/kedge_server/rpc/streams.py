@@ -1,4 +1,4 @@
-"""The grammar of a stream with values: header, chunk*, trailer; read here for both directions that need it."""
+"""The grammar of a stream with values: header, chunk*, trailer; read here for every upload."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -12,16 +12,16 @@ from kedge.wire.errors import KedgeError
 from kedge_server.core.admission import Inspection
 
 
-async def read_header(requests: AsyncIterator[Any], field: str) -> Any:
+async def read_header(requests: AsyncIterator[Any]) -> Any:
     """The header of a stream that has begun.
 
     Raises:
         KedgeError: UNEXPECTED_MESSAGE.
     """
-    message = await anext(requests, None)
-    if kind_of(message) != field:
-        raise unexpected(field, message)
-    return getattr(message, field)
+    message: Any = await anext(requests, None)
+    if kind_of(message) != "header":
+        raise unexpected("header", message)
+    return message.header
 
 
 class Patience(NamedTuple):

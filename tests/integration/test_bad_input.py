@@ -129,11 +129,10 @@ def test_error_names_its_reason_and_changes_nothing(target: Target, case: str) -
     assert target.state() == before
 
 
-@pytest.mark.parametrize("case", ERRORS)
+# An exchange may end before it begins, and what begins it is a push or a pull.
+@pytest.mark.parametrize("case", [case for case in ERRORS if case not in ("nothing", "no header")])
 def test_error_ends_an_exchange_the_same_way(target: Target, case: str) -> None:
     reason, requests = ERRORS[case]
-    if case in ("nothing", "no header"):
-        pytest.skip("an exchange may end before it begins; a header is asked for as push or pull")
     before = target.state()
     with pytest.raises(grpc.RpcError) as caught:
         list(target.wire.call("OptimizerService", "Exchange", [as_exchange(m) for m in requests(target)]))

@@ -17,6 +17,9 @@ from safetensors.numpy import load_file
 DEMO = Path(__file__).parents[2] / "examples" / "digits" / "demo.py"
 
 
+Launch = Callable[..., subprocess.Popen[str]]
+
+
 class Finished(NamedTuple):
     lines: list[str]
     code: int
@@ -56,7 +59,7 @@ def mark(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def launch(mark: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def launch(mark: str) -> Iterator[Launch]:
     """Starts demos, and ends what a failed test leaves of them."""
     demos: list[subprocess.Popen[str]] = []
 
@@ -136,9 +139,7 @@ def test_a_signal_ends_every_process(mark: str, number: signal.Signals, code: in
     assert marked(mark) == []
 
 
-def test_a_worker_that_crashes_is_shown_and_fails_the_demo(
-    launch: Callable[..., subprocess.Popen[str]], mark: str
-) -> None:
+def test_a_worker_that_crashes_is_shown_and_fails_the_demo(launch: Launch, mark: str) -> None:
     demo = launch("--plain")
     assert demo.stdout is not None
     assert "a server listens on" in demo.stdout.readline()

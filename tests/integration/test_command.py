@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -62,6 +63,26 @@ def endless() -> Iterator[Any]:
     """Requests that never come and never end."""
     threading.Event().wait(120)
     yield from ()
+
+
+def test_address_has_a_line_of_its_own_where_the_log_goes_to_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    for _ in range(5):
+        with path.open("wb") as output:
+            server = subprocess.Popen(
+                [EXECUTABLE, "serve", "--listen", "127.0.0.1:0"],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )
+        pause = threading.Event()
+        while path.read_bytes().count(b"\n") < 2:
+            assert server.poll() is None
+            pause.wait(0.02)
+        server.terminate()
+        assert server.wait(timeout=30) == 0
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert sum(re.fullmatch(r"listening on 127\.0\.0\.1:\d+", line) is not None for line in lines) == 1
 
 
 def test_port_in_use_is_refused_with_its_name(server: ServerProcess) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,9 +64,15 @@ def serve(
 
     logging.configure(level=settings.log.level, format=settings.log.format)
     try:
-        asyncio.run(application.serve(settings, on_listening=lambda at: print(f"listening on {at}", flush=True)))
+        asyncio.run(application.serve(settings, on_listening=_announce))
     except configuration.ConfigError as error:
         raise _refuse(error) from error
+
+
+def _announce(address: str) -> None:
+    # One write: print() may make two, between which a line of the log could come where both go to one file.
+    sys.stdout.write(f"listening on {address}\n")
+    sys.stdout.flush()
 
 
 @config_app.command()

@@ -1,6 +1,5 @@
 """A real `kedge-server serve` in a process of its own."""
 
-import contextlib
 import os
 import queue
 import signal
@@ -49,17 +48,10 @@ class ServerProcess:
         self.log.extend(self.process.stderr)
 
     def _read_address(self) -> str:
-        line = self._first_line()
+        line = self._lines.get(timeout=_START_SECONDS)
         assert line is not None, "the server ended: " + "".join(self.log)
         assert line.startswith("listening on "), line
         return line.removeprefix("listening on ").strip()
-
-    def _first_line(self) -> str | None:
-        # In slices: on a virtual machine that was paused meanwhile, the clock jumps.
-        for _ in range(10 * _START_SECONDS):
-            with contextlib.suppress(queue.Empty):
-                return self._lines.get(timeout=0.1)
-        raise AssertionError(f"the server did not begin to serve within {_START_SECONDS} s")
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""

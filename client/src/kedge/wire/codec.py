@@ -51,10 +51,10 @@ class _Streaming(Protocol):
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-def encode_chunk(offset: int, data: bytes) -> bytes:
-    """A streaming message that holds one chunk, serialized."""
-    inner = bytes((_OFFSET_FIELD,)) + _varint(offset) + bytes((_DATA_FIELD,)) + _varint(len(data))
-    return b"".join((bytes((_CHUNK_FIELD,)), _varint(len(inner) + len(data)), inner, data))
+def chunk_prefix(offset: int, size_bytes: int) -> bytes:
+    """What stands before the data in a serialized streaming message that holds one chunk."""
+    inner = bytes((_OFFSET_FIELD,)) + _varint(offset) + bytes((_DATA_FIELD,)) + _varint(size_bytes)
+    return bytes((_CHUNK_FIELD,)) + _varint(len(inner) + size_bytes) + inner
 
 
 def decode_chunk(raw: bytes) -> Chunk | None:
@@ -156,10 +156,13 @@ class FlatEncoder:
         """Yields serialized chunk messages in order."""
         offset = 0
         for pieces in self._gather():
-            data = b"".join(self._convert(piece).data for piece in pieces)
-            self.crc32c = google_crc32c.extend(self.crc32c, data)
-            yield encode_chunk(offset, data)
-            offset += len(data)
+            parts = [self._convert(piece).data for piece in pieces]
+            size_bytes = sum(part.nbytes for part in parts)
+            prefix = chunk_prefix(offset, size_bytes)
+            message = b"".join((prefix, *parts))
+            self.crc32c = google_crc32c.extend(self.crc32c, np.frombuffer(message, np.uint8, offset=len(prefix)))
+            yield message
+            offset += size_bytes
 
     def _convert(self, piece: np.ndarray) -> np.ndarray:
         # The unsigned view exists because the buffer protocol has no code for bfloat16.

@@ -59,7 +59,6 @@ def _guard_unary(
             return await behaviour(_checked(request, is_stream=is_streamed_to))
         except Exception as error:
             await abort(context, _as_kedge_error(error))
-            raise
 
     return guarded
 

@@ -1,6 +1,6 @@
 """From an error of the catalogue to a gRPC status with `google.rpc` details."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -14,8 +14,8 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_TEXT = 1024  # a trailer has little room, and part of a message may be what the peer sent
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: KedgeError) -> None:
-    """Ends the call with the error's status. Always raises."""
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: KedgeError) -> NoReturn:
+    """Ends the call with the error's status, by raising."""
     code = grpc.StatusCode[error.entry.status]
     details = _status(error, code).SerializeToString()
     await context.abort(code, error.message[:_MAX_TEXT], trailing_metadata=((_DETAILS_KEY, details),))

@@ -6,7 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from kedge import optim
+from kedge.optim.controls import Controls, StepValues
 from kedge_server.core import update
+from kedge_server.core.plan import BlockPlan, Plan
+from kedge_server.core.rules import rule_of
 
 Array = np.ndarray
 
@@ -32,6 +35,20 @@ def joined(blocks: Sequence[update.Block]) -> Weights:
     return Weights(fast, np.concatenate([np.asarray(block.slow) for block in blocks]))
 
 
+def plan_of(optimizer: optim.Optimizer, sizes: Sequence[int]) -> Plan:
+    """A plan with blocks of these sizes, whatever the rule; to one that looks at tensors each is a vector."""
+    spec = optimizer.spec()
+    ends = np.cumsum(sizes).tolist()
+    is_elementwise = rule_of(spec.rule).is_elementwise
+    return Plan(
+        spec,
+        tuple(
+            BlockPlan(end - size, end, 0, False, None if is_elementwise else ((size,),))
+            for size, end in zip(sizes, ends, strict=True)
+        ),
+    )
+
+
 def trajectory(
     optimizer: optim.Optimizer,
     weights: Array,
@@ -39,28 +56,72 @@ def trajectory(
     *,
     mean_weights: Sequence[float] = (1.0,),
     sizes: Sequence[int] | None = None,
+    plan: Plan | None = None,
+    groups: Sequence[optim.Group] = (),
 ) -> Iterator[Weights]:
     """The weights after steps 1, 2, ...; each round is a sequence of flat gradients, one a contribution."""
-    spec = optimizer.spec()
-    sizes = sizes or (weights.size,)
-    blocks = update.init_blocks(spec, cut(weights, sizes))
+    plan = plan or plan_of(optimizer, sizes or (weights.size,))
+    controls = Controls.begin(plan.spec, groups)
+    sizes = [block.stop - block.start for block in plan.blocks]
+    blocks = update.init_blocks(plan, cut(weights, sizes), controls.values())
     for step, gradients in enumerate(rounds, start=1):
-        cut_gradients = [cut(gradient, sizes) for gradient in gradients]
-        blocks = update.apply_round(spec, blocks, cut_gradients, mean_weights=mean_weights, step=step)
+        blocks = update.apply_round(
+            plan,
+            blocks,
+            [cut(gradient, sizes) for gradient in gradients],
+            mean_weights=mean_weights,
+            step=step,
+            values=controls.values(),
+        )
+        controls = controls.after_step(None, 0)
         yield joined(blocks)
 
 
-def state_of(optimizer: optim.Optimizer, weights: Array) -> tuple[update.Block, ...]:
-    """The state of step 0, in one block."""
-    return update.init_blocks(optimizer.spec(), (np.asarray(weights, np.float32),))
+def state_of(
+    optimizer: optim.Optimizer, weights: Array, sizes: Sequence[int] | None = None
+) -> tuple[update.Block, ...]:
+    """The state of step 0, in one block unless sizes are given."""
+    plan = plan_of(optimizer, sizes or (np.size(weights),))
+    return update.init_blocks(plan, cut(np.asarray(weights), sizes or (np.size(weights),)), values_at(optimizer, 1))
+
+
+def values_at(optimizer: optim.Optimizer, step: int) -> tuple[StepValues, ...]:
+    """The hyperparameters of a step, from 1."""
+    controls = Controls.begin(optimizer.spec(), ())
+    if isinstance(optimizer.spec().settings.lr, optim.Schedule):
+        for _ in range(step - 1):
+            controls = controls.after_step(None, 0)
+    return controls.values()
 
 
 def advance(
-    optimizer: optim.Optimizer, blocks: tuple[update.Block, ...], gradient: Array, step: int
+    optimizer: optim.Optimizer,
+    blocks: tuple[update.Block, ...],
+    gradient: Array,
+    step: int,
 ) -> tuple[update.Block, ...]:
-    """The state after one contribution, where it is one block."""
-    gradients = [(np.asarray(gradient, np.float32),)]
-    return update.apply_round(optimizer.spec(), blocks, gradients, mean_weights=[1.0], step=step)
+    """The state after one contribution."""
+    return advance_round(optimizer, blocks, [gradient], step, mean_weights=[1.0])
+
+
+def advance_round(
+    optimizer: optim.Optimizer,
+    blocks: tuple[update.Block, ...],
+    gradients: Sequence[Array],
+    step: int,
+    *,
+    mean_weights: Sequence[float],
+) -> tuple[update.Block, ...]:
+    """The state after one round of these flat gradients."""
+    sizes = [block.weights.size for block in blocks]
+    return update.apply_round(
+        plan_of(optimizer, sizes),
+        blocks,
+        [cut(np.asarray(gradient), sizes) for gradient in gradients],
+        mean_weights=mean_weights,
+        step=step,
+        values=values_at(optimizer, step),
+    )
 
 
 def single(gradients: Sequence[Array]) -> list[tuple[Array]]:

@@ -7,7 +7,7 @@ import pytest
 
 from kedge import optim
 from kedge.policies import Synchronous
-from kedge_server.core import rounds, update
+from kedge_server.core import rounds
 
 from . import beale, cases, harness
 
@@ -183,8 +183,8 @@ class TestNoisyQuadratic:
         blocks = harness.state_of(optimizer, np.zeros(CHAINS))
         for step in range(1, 21):
             x = np.asarray(blocks[0].weights)
-            gradients = [(x - normal(1 / np.sqrt(n))(rng),) for n in example_counts]
-            blocks = update.apply_round(optimizer.spec(), blocks, gradients, mean_weights=shares, step=step)
+            gradients = [x - normal(1 / np.sqrt(n))(rng) for n in example_counts]
+            blocks = harness.advance_round(optimizer, blocks, gradients, step, mean_weights=shares)
         want = sgd_variance(1, 1, 0.5) / sum(example_counts)
         assert float(harness.joined(blocks).fast.var()) == pytest.approx(want, rel=STANDARD_ERRORS)
 
@@ -205,7 +205,7 @@ def averaged_gradients() -> list[np.ndarray]:
 class TestLookahead:
     @each_base
     @pytest.mark.parametrize("period", [1, 4])
-    def test_alpha_1_is_the_base_optimizer_bit_for_bit(self, base: optim.BaseOptimizer, period: int) -> None:
+    def test_alpha_1_is_the_base_optimizer_bit_for_bit(self, base: optim.Rule, period: int) -> None:
         gradients = harness.single(averaged_gradients())
         ahead = optim.Lookahead(base, sync_period=period, alpha=1.0)
         plain = harness.trajectory(base, cases.make_weights(), gradients)
@@ -215,7 +215,7 @@ class TestLookahead:
             assert step % period or harness.same_bits(want.fast, got.slow)
 
     @each_base
-    def test_alpha_0_leaves_slow_where_it_was_and_brings_fast_back(self, base: optim.BaseOptimizer) -> None:
+    def test_alpha_0_leaves_slow_where_it_was_and_brings_fast_back(self, base: optim.Rule) -> None:
         start = cases.make_weights()
         ahead = optim.Lookahead(base, sync_period=4, alpha=0.0)
         path = harness.trajectory(ahead, start, harness.single(averaged_gradients()))

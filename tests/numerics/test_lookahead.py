@@ -29,7 +29,7 @@ each_optimizer = pytest.mark.parametrize(
 
 def initial(optimizer: optim.Optimizer) -> Blocks:
     weights = np.random.default_rng(3).normal(size=COUNT)
-    return update.init_blocks(optimizer.spec(), harness.cut(weights, SIZES))
+    return harness.state_of(optimizer, weights, SIZES)
 
 
 def gradient_of(step: int) -> np.ndarray:
@@ -37,8 +37,7 @@ def gradient_of(step: int) -> np.ndarray:
 
 
 def advance(optimizer: optim.Optimizer, blocks: Blocks, step: int) -> Blocks:
-    gradients = [harness.cut(gradient_of(step), SIZES)]
-    return update.apply_round(optimizer.spec(), blocks, gradients, mean_weights=[1.0], step=step)
+    return harness.advance(optimizer, blocks, gradient_of(step), step)
 
 
 def walk(optimizer: optim.Lookahead, periods: int) -> Iterator[tuple[int, harness.Weights, harness.Weights]]:
@@ -101,7 +100,7 @@ def test_moments_are_kept_across_a_lookahead_sync(optimizer: optim.Lookahead) ->
     for step in range(1, optimizer.sync_period + 1):
         blocks, free = advance(optimizer, blocks, step), advance(unsynced, free, step)
     for synced, going_on in zip(blocks, free, strict=True):
-        for kept, reference in zip(synced.moments, going_on.moments, strict=True):
+        for kept, reference in zip(synced.state, going_on.state, strict=True):
             assert harness.same_bits(np.asarray(kept), np.asarray(reference))
 
 
@@ -123,7 +122,7 @@ def test_a_state_copied_mid_period_goes_on_bit_for_bit_with_its_phase(
 
 def copied(block: update.Block) -> update.Block:
     """As storage gives it back: every array its own."""
-    fresh = [jnp.array(np.array(array), copy=True) for array in (block.weights, *block.moments, block.slow)]
+    fresh = [jnp.array(np.array(array), copy=True) for array in (block.weights, *block.state, block.slow)]
     return update.Block(fresh[0], tuple(fresh[1:-1]), fresh[-1])
 
 

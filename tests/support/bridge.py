@@ -18,6 +18,7 @@ from kedge.v1 import run_service_pb2 as run_pb
 from kedge.v1.tensor_pb2 import StreamTrailer, Weights
 from kedge.wire import codec, convert
 from kedge.wire.errors import DOMAIN, KedgeError
+from kedge.wire.groups import change_from_wire, change_to_wire, group_to_wire, groups_from_wire
 from kedge.wire.manifest import Manifest
 
 
@@ -43,6 +44,8 @@ class Bridge:
         unary = {
             "GetRun": (self._get_run, run_pb.GetRunRequest),
             "ListRuns": (self._list_runs, run_pb.ListRunsRequest),
+            "UpdateRun": (self._update_run, run_pb.UpdateRunRequest),
+            "TickSchedule": (self._tick_schedule, run_pb.TickScheduleRequest),
             "DeleteRun": (self._delete_run, run_pb.DeleteRunRequest),
             "JoinRun": (self._join_run, run_pb.JoinRunRequest),
             "Heartbeat": (self._heartbeat, run_pb.HeartbeatRequest),
@@ -85,6 +88,7 @@ class Bridge:
             [_read_flat(requests, header, manifest)],
             convert.optimizer_from_wire(header.optimizer),
             convert.policy_from_wire(header.aggregation),
+            groups_from_wire(header.groups),
             header.request_id,
         )
         return run_pb.CreateRunResponse(run=_run_message(self._fake.create_run(new)))
@@ -100,6 +104,15 @@ class Bridge:
         following = str(start + 2) if start + 2 < len(infos) else ""
         page = [_run_message(info) for info in infos[start : start + 2]]
         return run_pb.ListRunsResponse(runs=page, next_page_token=following)
+
+    def _update_run(self, request: Any) -> Any:
+        _, group, change = change_from_wire(request.hyperparameters)
+        return run_pb.UpdateRunResponse(step=self._fake.set_hyperparameters(request.name, group, change))
+
+    def _tick_schedule(self, request: Any) -> Any:
+        to = request.to_tick if request.HasField("to_tick") else None
+        tick = self._fake.tick_schedule(request.name, request.group, to=to, request_id=request.request_id)
+        return run_pb.TickScheduleResponse(tick=tick)
 
     def _delete_run(self, request: Any) -> Any:
         self._fake.delete_run(request.name)
@@ -218,6 +231,8 @@ def _run_message(info: RunInfo) -> run_pb2.Run:
         parameter_count=info.parameter_count,
         optimizer=convert.optimizer_to_wire(info.optimizer),
         aggregation=convert.policy_to_wire(info.aggregation),
+        groups=[group_to_wire(group) for group in info.groups],
+        changes=[change_to_wire(made.group, made.change, step=made.step) for made in info.changes],
         state=state,
         manifest=convert.manifest_to_wire(info.manifest) if info.manifest else None,
     )

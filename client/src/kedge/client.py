@@ -5,11 +5,14 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kedge import optim, policies, tree
 from kedge.config import resolve_address
+from kedge.optim.controls import Change
+from kedge.optim.groups import assign, check_changes, check_groups
 from kedge.retry import Retrier
 from kedge.transport import Lease, NewRun, PullRequest, RunInfo, RunStatus, Transport, in_process
 from kedge.weights import FastOrSlow, pull_patiently, pull_request
@@ -73,7 +76,15 @@ class Client:
         self._transport = transport
         self._retrier = retrier
 
-    def create_run(self, name: str, *, params: Any, optimizer: optim.Optimizer, aggregation: policies.Policy) -> "Run":
+    def create_run(
+        self,
+        name: str,
+        *,
+        params: Any,
+        optimizer: optim.Optimizer,
+        aggregation: policies.Policy,
+        groups: Sequence[optim.Group] = (),
+    ) -> "Run":
         """Creates a run; blocks until the server holds it.
 
         Args:
@@ -82,12 +93,16 @@ class Client:
                 or float16.
             optimizer: of `kedge.optim`.
             aggregation: `kedge.Synchronous` or `kedge.Asynchronous`.
+            groups: tensors with hyperparameters of their own, `kedge.optim.Group`; each tensor belongs to the first
+                that takes it.
 
         Returns:
             The run. What is pulled from it has the structure of `params`.
 
         Raises:
+            ValueError: for groups of one name, or a group that gets no tensor.
             KedgeError: INVALID_NAME, UNSUPPORTED_DTYPE, UNSUPPORTED_STRUCTURE, MANIFEST_INVALID (nothing was sent);
+                INVALID_CONFIGURATION for what only the server can judge, as the arguments of `optim.Optax`;
                 RUN_ALREADY_EXISTS, NON_FINITE_WEIGHTS, RUN_TOO_LARGE, TOO_MANY_RUNS; SERVER_UNAVAILABLE.
 
         Example:
@@ -102,7 +117,11 @@ class Client:
         leaves = tree.named_leaves(params)
         manifest = tree.manifest_from_leaves(leaves)
         run_id = parse_run(run_name(name))
-        new = NewRun(run_id, manifest, list(leaves.values()), optimizer, aggregation, request_id=uuid.uuid4().hex)
+        checked = check_groups(groups)
+        assign(checked, leaves)
+        new = NewRun(
+            run_id, manifest, list(leaves.values()), optimizer, aggregation, checked, request_id=uuid.uuid4().hex
+        )
         info = self._retrier.call(lambda: self._transport.create_run(new))
         return Run(self._transport, self._retrier, info, manifest=manifest, template=tree.Template.from_tree(params))
 
@@ -126,7 +145,13 @@ class Client:
         return Run(self._transport, self._retrier, info, manifest=manifest, template=tree.Template.from_tree(like))
 
     def get_or_create_run(
-        self, name: str, *, params: Any, optimizer: optim.Optimizer, aggregation: policies.Policy
+        self,
+        name: str,
+        *,
+        params: Any,
+        optimizer: optim.Optimizer,
+        aggregation: policies.Policy,
+        groups: Sequence[optim.Group] = (),
     ) -> "Run":
         """Opens a run, or creates it if it does not exist: workers may call this in any order.
 
@@ -136,22 +161,24 @@ class Client:
             optimizer: as for `create_run`. If the run exists it must have the same.
             aggregation: as for `create_run`. If the run exists its own holds, and a warning says so
                 where they differ.
+            groups: as for `create_run`. If the run exists it must have the same.
 
         Raises:
-            KedgeError: RUN_MISMATCH if the run that exists has other tensors or another optimizer; also those of
-                `create_run`.
+            KedgeError: RUN_MISMATCH if the run that exists has other tensors, another optimizer or other groups; also
+                those of `create_run`.
         """
+        config = _RunConfig(optimizer, aggregation, check_groups(groups))
         try:
-            return self._get_same_run(name, params, optimizer, aggregation)
+            return self._get_same_run(name, params, config)
         except KedgeError as error:
             if error.reason != "RUN_NOT_FOUND":
                 raise
         try:
-            return self.create_run(name, params=params, optimizer=optimizer, aggregation=aggregation)
+            return self.create_run(name, params=params, **config._asdict())
         except KedgeError as error:
             if error.reason != "RUN_ALREADY_EXISTS":
                 raise
-        return self._get_same_run(name, params, optimizer, aggregation)
+        return self._get_same_run(name, params, config)
 
     def list_runs(self) -> list[RunInfo]:
         """What the server says of each of its runs, by name and without manifests.
@@ -183,18 +210,28 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _get_same_run(self, name: str, params: Any, optimizer: optim.Optimizer, aggregation: policies.Policy) -> "Run":
+    def _get_same_run(self, name: str, params: Any, config: "_RunConfig") -> "Run":
         info = self._retrier.call(lambda: self._transport.get_run(run_name(name)))
         wanted = tree.manifest_from_leaves(tree.named_leaves(params))
         manifest = _manifest_of(info)
         if manifest.digest != wanted.digest:
             raise _mismatch(info, "manifest", _first_difference(manifest, wanted))
-        if optim.from_spec(info.optimizer.spec()) != optim.from_spec(optimizer.spec()):
-            raise _mismatch(info, "optimizer", f"it has {info.optimizer}, asked for is {optimizer}")
-        if info.aggregation != aggregation:
+        if optim.from_spec(info.optimizer.spec()) != optim.from_spec(config.optimizer.spec()):
+            raise _mismatch(info, "optimizer", f"it has {info.optimizer}, asked for is {config.optimizer}")
+        if info.groups != config.groups:
+            raise _mismatch(info, "groups", f"it has {list(info.groups)}, asked for are {list(config.groups)}")
+        if info.aggregation != config.aggregation:
             message = "%s exists and keeps its aggregation: it has %s, asked for is %s"
-            _logger.warning(message, info.name, info.aggregation, aggregation)
+            _logger.warning(message, info.name, info.aggregation, config.aggregation)
         return Run(self._transport, self._retrier, info, manifest=manifest, template=tree.Template.from_tree(params))
+
+
+class _RunConfig(NamedTuple):
+    """What a run is created with, besides its tensors."""
+
+    optimizer: optim.Optimizer
+    aggregation: policies.Policy
+    groups: tuple[optim.Group, ...]
 
 
 class Run:
@@ -205,6 +242,7 @@ class Run:
         manifest: its tensors in order.
         optimizer: as it was created.
         aggregation: how contributions become steps, as of the moment when the run was opened.
+        groups: its parameter groups, as it was created.
     """
 
     def __init__(
@@ -217,6 +255,7 @@ class Run:
         self.manifest = manifest
         self.optimizer = info.optimizer
         self.aggregation = info.aggregation
+        self.groups = info.groups
 
     @property
     def id(self) -> str:
@@ -312,6 +351,58 @@ class Run:
             KedgeError: RUN_NOT_FOUND, SERVER_UNAVAILABLE.
         """
         return self.info().status
+
+    def set_hyperparameters(
+        self,
+        *,
+        group: str = "",
+        lr: float | optim.Schedule | None = None,
+        weight_decay: float | None = None,
+        grad_clip_norm: float | None = None,
+        grad_clip_value: float | None = None,
+    ) -> int:
+        """Changes hyperparameters while the run goes on. The moments stay, and nothing is compiled anew.
+
+        What is None stays. A change that changes nothing is not recorded, so every worker may make it. `info().changes`
+        lists those that were made.
+
+        Args:
+            group: the name of a parameter group; "" for the run and every group without a value of its own.
+            lr: a rate, or a schedule, which begins at its first tick.
+            weight_decay: of the kind that the optimizer has: coupled, or decoupled as in AdamW.
+            grad_clip_norm: greater than 0; math.inf switches it off.
+            grad_clip_value: greater than 0; math.inf switches it off.
+
+        Returns:
+            The number of the first step that is made with it.
+
+        Raises:
+            ValueError, TypeError: for what can be no hyperparameter; the message names it.
+            KedgeError: INVALID_CONFIGURATION for a group that the run does not have; RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        change = Change(lr, weight_decay, grad_clip_norm, grad_clip_value)
+        check_changes(*change)
+        return self._retrier.call(lambda: self._transport.set_hyperparameters(self.name, group, change))
+
+    def tick_schedule(self, *, group: str = "", to: int | None = None) -> int:
+        """Ticks a schedule that was made with `tick="manual"`: what `scheduler.step()` is elsewhere.
+
+        Without `to` every call is one tick, whoever makes it: let one worker do so. With `to`, all may.
+
+        Args:
+            group: the name of a parameter group that has a rate of its own; "" for the run's.
+            to: the tick to be at, if it is not reached yet; None for one more.
+
+        Returns:
+            The ticks so far.
+
+        Raises:
+            KedgeError: INVALID_CONFIGURATION where no schedule ticks by hand; RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        if to is not None and to < 0:
+            raise ValueError(f"to is {to}: it must be None or at least 0")
+        request_id = uuid.uuid4().hex
+        return self._retrier.call(lambda: self._transport.tick_schedule(self.name, group, to=to, request_id=request_id))
 
     def delete(self) -> None:
         """Deletes the run, as `Client.delete_run` does."""

@@ -32,6 +32,7 @@ def new(name: str, *, request_id: str = "", count: int = 3) -> NewRun:
         manifest=manifest,
         optimizer=optim.SGD(),
         policy=Synchronous(1),
+        groups=(),
         request_id=request_id,
     )
 

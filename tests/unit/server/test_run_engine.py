@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kedge import optim
+from kedge.optim.controls import StepValues
 from kedge.policies import Asynchronous, Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
@@ -58,9 +59,13 @@ class AddingWriter:
         self.weights = np.zeros(2)
         self.step = 0
         self.error: Exception | None = None
+        self.values: list[Sequence[StepValues]] = []
         self.dtype: type[np.floating[Any]] = np.float64
 
-    def apply(self, gradients: Sequence[np.ndarray], mean_weights: Sequence[float]) -> Snapshot:
+    def apply(
+        self, gradients: Sequence[np.ndarray], mean_weights: Sequence[float], values: Sequence[StepValues]
+    ) -> Snapshot:
+        self.values.append(values)
         if self.error is not None:
             raise self.error
         self.step += 1

@@ -10,6 +10,7 @@ from kedge.cli import runs
 from kedge.cli.common import CommandError
 from kedge.cli.pull import pull
 from kedge.cli.top import top
+from kedge.cli.verify import verify
 from kedge.errors import KedgeError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.add_typer(runs.app, name="runs")
 app.command()(pull)
 app.command()(top)
+app.command()(verify)
 
 
 def _tell_version(wanted: bool) -> None:

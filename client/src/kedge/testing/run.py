@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from kedge.optim.controls import Change, Controls
 from kedge.policies import Asynchronous
 from kedge.testing.optimizers import Updater
 from kedge.transport import Lease, NewRun, Push, PushResult, RoundStatus, RunInfo, RunStatus, WorkerStatus
 from kedge.wire.errors import KedgeError
+from kedge.wire.reflection import Refusing
 
 LEDGER_WINDOW = 64
 """The results of so many contributions are remembered for each lease."""
@@ -82,7 +84,8 @@ class FakeRun:
     def __init__(self, new: NewRun, weights: np.ndarray) -> None:
         self.new = new
         self.name = f"runs/{new.run_id}"
-        self.updater = Updater(new.optimizer, weights)
+        self.updater = Updater(new.optimizer, new.groups, new.manifest, weights)
+        self.controls = Controls.begin(new.optimizer.spec(), new.groups)
         self.members: dict[str, Member] = {}
         self._create_time = datetime.now(UTC)
         self._epochs: dict[str, int] = {}
@@ -169,6 +172,19 @@ class FakeRun:
         elif self._round and timeout is not None and now >= self._round_began_at + timeout:
             self._close("TIMEOUT")
 
+    def set_hyperparameters(self, group: str, change: Change) -> int:
+        """Changes what the next step is made with."""
+        step = self.step + 1
+        with Refusing("hyperparameters"):
+            self.controls = self.controls.changed(group, change, step=step)
+        return step
+
+    def tick_schedule(self, group: str, to: int | None) -> int:
+        """Ticks a schedule by hand."""
+        with Refusing("schedule"):
+            self.controls = self.controls.ticked(group, to)
+        return self.controls.rate_state(group).tick
+
     def info(self, now: float, *, with_manifest: bool) -> RunInfo:
         """What the server says of it."""
         manifest = self.new.manifest
@@ -178,6 +194,8 @@ class FakeRun:
             parameter_count=manifest.element_count,
             optimizer=self.new.optimizer,
             aggregation=self.new.aggregation,
+            groups=self.new.groups,
+            changes=self.controls.changes,
             status=self._status(now),
             manifest=manifest if with_manifest else None,
         )
@@ -237,10 +255,13 @@ class FakeRun:
         """Applies the mean of the round."""
         entries, self._round = self._round, []
         total = sum(entry.push.example_count for entry in entries)
-        self.updater.apply(sum((self._weighted(entry) for entry in entries), np.zeros(())) / total)
+        gradient = sum((self._weighted(entry) for entry in entries), np.zeros(())) / total
+        self.updater.apply(gradient, self.controls.values())
         self._applied_count += len(entries)
         losses = [(entry.push.loss, entry.push.example_count) for entry in entries if entry.push.loss is not None]
-        self._loss = sum(loss * n for loss, n in losses) / sum(n for _, n in losses) if losses else None
+        counted = sum(n for _, n in losses)
+        self._loss = sum(loss * n for loss, n in losses) / counted if losses else None
+        self.controls = self.controls.after_step(self._loss, counted)
         for entry in entries:
             entry.result = PushResult("applied", reason, self.step, entry.staleness, f"part of step {self.step}")
             member = self.members.get(entry.push.lease.worker)
@@ -258,7 +279,7 @@ class FakeRun:
         return RunStatus(
             step=self.step,
             lookahead_sync_count=self.updater.lookahead_sync_count,
-            learning_rate=self.updater.learning_rate,
+            learning_rate=self.controls.learning_rate,
             workers=tuple(self._worker_status(self.members[name], now) for name in sorted(self.members)),
             round=RoundStatus(held, required) if held else None,
             applied_count=self._applied_count,

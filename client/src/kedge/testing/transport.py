@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from kedge.optim.controls import Change
 from kedge.testing.run import FakeRun
 from kedge.transport import Lease, NewRun, PullRequest, Push, PushResult, RunInfo, WeightsOfStep
 from kedge.wire.errors import KedgeError
@@ -70,6 +71,16 @@ class FakeTransport:
             run = self._run(name)
             del self._runs[run.new.run_id]
             self._changed.notify_all()
+
+    def set_hyperparameters(self, run: str, group: str, change: Change) -> int:
+        """Changes a live run."""
+        with self._changed:
+            return self._run(run).set_hyperparameters(group, change)
+
+    def tick_schedule(self, run: str, group: str, *, to: int | None, request_id: str) -> int:  # noqa: ARG002  no retries
+        """Ticks a schedule by hand."""
+        with self._changed:
+            return self._run(run).tick_schedule(group, to)
 
     def join(self, run: str, worker_id: str, lease_seconds: float | None) -> Lease:
         """Takes a lease."""

@@ -6,6 +6,7 @@ and nothing else; none of them retries.
 
 from typing import Protocol
 
+from kedge.optim.controls import Change
 from kedge.transport.values import (
     Lease,
     NewRun,
@@ -79,6 +80,14 @@ class Transport(Protocol):
 
     def delete_run(self, name: str) -> None:
         """Deletes a run."""
+        ...
+
+    def set_hyperparameters(self, run: str, group: str, change: Change) -> int:
+        """Changes a live run, or one of its groups; the answer is the first step that is made with it."""
+        ...
+
+    def tick_schedule(self, run: str, group: str, *, to: int | None, request_id: str) -> int:
+        """Ticks a schedule by hand, once or on to a tick; the answer is its ticks so far."""
         ...
 
     def join(self, run: str, worker_id: str, lease_seconds: float | None) -> Lease:

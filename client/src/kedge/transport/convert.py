@@ -18,6 +18,7 @@ from kedge.transport.values import (
 )
 from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
 from kedge.wire import convert
+from kedge.wire.groups import change_from_wire, group_to_wire, groups_from_wire
 from kedge.wire.manifest import Manifest
 
 _OUTCOMES: dict[int, Outcome] = {
@@ -43,6 +44,7 @@ def create_header(run: NewRun, dtype: str) -> run_service_pb2.CreateRunHeader:
         request_id=run.request_id,
         dtype=convert.dtype_to_wire(dtype),
         size_bytes=run.manifest.size_bytes(dtype),
+        groups=[group_to_wire(group) for group in run.groups],
     )
 
 
@@ -100,6 +102,8 @@ def run_info(message: run_pb2.Run) -> RunInfo:
         parameter_count=message.parameter_count,
         optimizer=convert.optimizer_from_wire(message.optimizer),
         aggregation=convert.policy_from_wire(message.aggregation),
+        groups=groups_from_wire(message.groups),
+        changes=tuple(change_from_wire(change) for change in message.changes),
         status=_run_status(message.state),
         manifest=convert.manifest_from_wire(message.manifest) if message.manifest.tensors else None,
     )

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from kedge.optim.controls import Change
 from kedge.transport import convert
 from kedge.transport.status import closed_error, error_from_rpc, internal_error
 from kedge.transport.stream import GrpcExchange, answers, messages_of, read_weights
@@ -22,6 +23,7 @@ from kedge.wire.codec import (
 )
 from kedge.wire.convert import duration_to_wire
 from kedge.wire.errors import KedgeError, Retry
+from kedge.wire.groups import change_to_wire
 from kedge.wire.manifest import Manifest
 
 CALL_TIMEOUT_SECONDS = 30.0
@@ -117,6 +119,16 @@ class GrpcTransport:
         """Deletes a run."""
         request = run_service_pb2.DeleteRunRequest(name=name)
         self._call("DeleteRun", request, run_service_pb2.DeleteRunResponse)
+
+    def set_hyperparameters(self, run: str, group: str, change: Change) -> int:
+        """Changes a live run."""
+        request = run_service_pb2.UpdateRunRequest(name=run, hyperparameters=change_to_wire(group, change))
+        return self._call("UpdateRun", request, run_service_pb2.UpdateRunResponse).step
+
+    def tick_schedule(self, run: str, group: str, *, to: int | None, request_id: str) -> int:
+        """Ticks a schedule by hand."""
+        request = run_service_pb2.TickScheduleRequest(name=run, group=group, to_tick=to, request_id=request_id)
+        return self._call("TickSchedule", request, run_service_pb2.TickScheduleResponse).tick
 
     def join(self, run: str, worker_id: str, lease_seconds: float | None) -> Lease:
         """Takes a lease."""

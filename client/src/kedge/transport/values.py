@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from kedge.optim import Optimizer
+from kedge.optim import Group, Optimizer
+from kedge.optim.controls import RecordedChange
 from kedge.policies import Policy
 from kedge.wire.manifest import Manifest
 
@@ -62,7 +63,7 @@ class RunStatus:
     Attributes:
         step: the number of fast updates applied: the version of the weights.
         lookahead_sync_count: the lookahead syncs among them; 0 without Lookahead.
-        learning_rate: that of the next step.
+        learning_rate: that of the next step, outside the groups that have their own.
         workers: those that hold a lease, by name.
         round: the open round, if a contribution waits in it.
         applied_count: contributions applied so far.
@@ -92,6 +93,8 @@ class RunInfo:
         parameter_count: the number of elements of all its tensors.
         optimizer: as it was created.
         aggregation: how contributions become steps.
+        groups: its parameter groups, as it was created.
+        changes: the changes of hyperparameters that were made by hand, oldest first; of many the last 64.
         status: where it stands.
         manifest: its tensors; None in a list of runs.
     """
@@ -101,6 +104,8 @@ class RunInfo:
     parameter_count: int
     optimizer: Optimizer
     aggregation: Policy
+    groups: tuple[Group, ...]
+    changes: tuple[RecordedChange, ...]
     status: RunStatus
     manifest: Manifest | None
 
@@ -129,6 +134,7 @@ class NewRun(NamedTuple):
     """The initial weights in manifest order, C-contiguous or not."""
     optimizer: Optimizer
     aggregation: Policy
+    groups: tuple[Group, ...]
     request_id: str
     """The same in every attempt at one creation."""
 

@@ -22,33 +22,65 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from kedge.v1 import schedule_pb2 as kedge_dot_v1_dot_schedule__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kedge/v1/optimizer.proto\x12\x08kedge.v1\"\xe1\x02\n\tOptimizer\x12\x1b\n\x0egrad_clip_norm\x18\x01 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fgrad_clip_value\x18\x02 \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x0cweight_decay\x18\x03 \x01(\x01\x12\x1c\n\x03sgd\x18\x04 \x01(\x0b\x32\r.kedge.v1.SgdH\x00\x12\x1e\n\x04\x61\x64\x61m\x18\x05 \x01(\x0b\x32\x0e.kedge.v1.AdamH\x00\x12 \n\x05\x61\x64\x61mw\x18\x06 \x01(\x0b\x32\x0f.kedge.v1.AdamWH\x00\x12(\n\tadabelief\x18\x07 \x01(\x0b\x32\x13.kedge.v1.AdaBeliefH\x00\x12\"\n\x02lr\x18\x08 \x01(\x0b\x32\x16.kedge.v1.LearningRate\x12&\n\tlookahead\x18\t \x01(\x0b\x32\x13.kedge.v1.LookaheadB\x06\n\x04ruleB\x11\n\x0f_grad_clip_normB\x12\n\x10_grad_clip_value\")\n\x03Sgd\x12\x10\n\x08momentum\x18\x01 \x01(\x01\x12\x10\n\x08nesterov\x18\x02 \x01(\x08\"\"\n\x04\x41\x64\x61m\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\"9\n\x05\x41\x64\x61mW\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x03 \x01(\x01\"K\n\tAdaBelief\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\x12\x15\n\x08\x65ps_root\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_eps_root\"/\n\tLookahead\x12\x13\n\x0bsync_period\x18\x01 \x01(\r\x12\r\n\x05\x61lpha\x18\x02 \x01(\x01\"\xac\x01\n\x0cLearningRate\x12\x0f\n\x05value\x18\x01 \x01(\x01H\x00\x12+\n\x0b\x63onstant_lr\x18\x02 \x01(\x0b\x32\x14.kedge.v1.ConstantLRH\x00\x12#\n\x07step_lr\x18\x03 \x01(\x0b\x32\x10.kedge.v1.StepLRH\x00\x12\x31\n\x0e\x65xponential_lr\x18\x04 \x01(\x0b\x32\x17.kedge.v1.ExponentialLRH\x00\x42\x06\n\x04kind\"[\n\nConstantLR\x12\x0f\n\x07\x62\x61se_lr\x18\x01 \x01(\x01\x12\x0e\n\x06\x66\x61\x63tor\x18\x02 \x01(\x01\x12\x13\n\x0btotal_iters\x18\x03 \x01(\x04\x12\x17\n\x0fsteps_per_epoch\x18\x04 \x01(\x04\"T\n\x06StepLR\x12\x0f\n\x07\x62\x61se_lr\x18\x01 \x01(\x01\x12\x11\n\tstep_size\x18\x02 \x01(\x04\x12\r\n\x05gamma\x18\x03 \x01(\x01\x12\x17\n\x0fsteps_per_epoch\x18\x04 \x01(\x04\"H\n\rExponentialLR\x12\x0f\n\x07\x62\x61se_lr\x18\x01 \x01(\x01\x12\r\n\x05gamma\x18\x02 \x01(\x01\x12\x17\n\x0fsteps_per_epoch\x18\x03 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kedge/v1/optimizer.proto\x12\x08kedge.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17kedge/v1/schedule.proto\"\xb2\x07\n\tOptimizer\x12\x1b\n\x0egrad_clip_norm\x18\x01 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fgrad_clip_value\x18\x02 \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x0cweight_decay\x18\x03 \x01(\x01\x12\x1c\n\x03sgd\x18\x04 \x01(\x0b\x32\r.kedge.v1.SgdH\x00\x12\x1e\n\x04\x61\x64\x61m\x18\x05 \x01(\x0b\x32\x0e.kedge.v1.AdamH\x00\x12 \n\x05\x61\x64\x61mw\x18\x06 \x01(\x0b\x32\x0f.kedge.v1.AdamWH\x00\x12(\n\tadabelief\x18\x07 \x01(\x0b\x32\x13.kedge.v1.AdaBeliefH\x00\x12&\n\x08momentum\x18\x0b \x01(\x0b\x32\x12.kedge.v1.MomentumH\x00\x12\x37\n\x11momentum_nesterov\x18\x0c \x01(\x0b\x32\x1a.kedge.v1.MomentumNesterovH\x00\x12\x1e\n\x04lion\x18\r \x01(\x0b\x32\x0e.kedge.v1.LionH\x00\x12\x1e\n\x04yogi\x18\x0e \x01(\x0b\x32\x0e.kedge.v1.YogiH\x00\x12 \n\x05radam\x18\x0f \x01(\x0b\x32\x0f.kedge.v1.RAdamH\x00\x12 \n\x05nadam\x18\x10 \x01(\x0b\x32\x0f.kedge.v1.NadamH\x00\x12\"\n\x06\x61\x64\x61max\x18\x11 \x01(\x0b\x32\x10.kedge.v1.AdamaxH\x00\x12$\n\x07rmsprop\x18\x12 \x01(\x0b\x32\x11.kedge.v1.RMSpropH\x00\x12$\n\x07\x61\x64\x61grad\x18\x13 \x01(\x0b\x32\x11.kedge.v1.AdagradH\x00\x12&\n\x08\x61\x64\x61\x64\x65lta\x18\x14 \x01(\x0b\x32\x12.kedge.v1.AdadeltaH\x00\x12\x1e\n\x04lamb\x18\x15 \x01(\x0b\x32\x0e.kedge.v1.LambH\x00\x12\x1e\n\x04lars\x18\x16 \x01(\x0b\x32\x0e.kedge.v1.LarsH\x00\x12(\n\tadafactor\x18\x17 \x01(\x0b\x32\x13.kedge.v1.AdafactorH\x00\x12&\n\x08novograd\x18\x18 \x01(\x0b\x32\x12.kedge.v1.NovogradH\x00\x12 \n\x05optax\x18\x19 \x01(\x0b\x32\x0f.kedge.v1.OptaxH\x00\x12\"\n\x02lr\x18\x08 \x01(\x0b\x32\x16.kedge.v1.LearningRate\x12&\n\tlookahead\x18\t \x01(\x0b\x32\x13.kedge.v1.Lookahead\x12\x1e\n\x16\x64\x65\x63oupled_weight_decay\x18\n \x01(\x01\x42\x06\n\x04ruleB\x11\n\x0f_grad_clip_normB\x12\n\x10_grad_clip_value\")\n\x03Sgd\x12\x10\n\x08momentum\x18\x01 \x01(\x01\x12\x10\n\x08nesterov\x18\x02 \x01(\x08\"\x1c\n\x08Momentum\x12\x10\n\x08momentum\x18\x01 \x01(\x01\"$\n\x10MomentumNesterov\x12\x10\n\x08momentum\x18\x01 \x01(\x01\"\x15\n\x04Lion\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\"3\n\x04\x41\x64\x61m\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\x12\x0f\n\x07\x61msgrad\x18\x03 \x01(\x08\"#\n\x05\x41\x64\x61mW\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\";\n\x05Nadam\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\x12\x16\n\x0emomentum_decay\x18\x03 \x01(\x01\"#\n\x05RAdam\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\"$\n\x06\x41\x64\x61max\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\"\"\n\x04Yogi\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\"K\n\tAdaBelief\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\x12\x15\n\x08\x65ps_root\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_eps_root\"I\n\x07RMSprop\x12\r\n\x05\x61lpha\x18\x01 \x01(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\x12\x10\n\x08momentum\x18\x03 \x01(\x01\x12\x10\n\x08\x63\x65ntered\x18\x04 \x01(\x08\"K\n\x07\x41\x64\x61grad\x12\x10\n\x08lr_decay\x18\x01 \x01(\x01\x12!\n\x19initial_accumulator_value\x18\x02 \x01(\x01\x12\x0b\n\x03\x65ps\x18\x03 \x01(\x01\"$\n\x08\x41\x64\x61\x64\x65lta\x12\x0b\n\x03rho\x18\x01 \x01(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\"\"\n\x04Lamb\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\"@\n\x04Lars\x12\x10\n\x08momentum\x18\x01 \x01(\x01\x12\x19\n\x11trust_coefficient\x18\x02 \x01(\x01\x12\x0b\n\x03\x65ps\x18\x03 \x01(\x01\"t\n\tAdafactor\x12\x0b\n\x03\x65ps\x18\x01 \x03(\x01\x12\x16\n\x0e\x63lip_threshold\x18\x02 \x01(\x01\x12\x12\n\ndecay_rate\x18\x03 \x01(\x01\x12\x12\n\x05\x62\x65ta1\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08\x66\x61\x63tored\x18\x05 \x01(\x08\x42\x08\n\x06_beta1\"&\n\x08Novograd\x12\r\n\x05\x62\x65tas\x18\x01 \x03(\x01\x12\x0b\n\x03\x65ps\x18\x02 \x01(\x01\"\x93\x01\n\x05Optax\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\targuments\x18\x02 \x03(\x0b\x32\x1e.kedge.v1.Optax.ArgumentsEntry\x1aI\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.kedge.v1.OptaxArgument:\x02\x38\x01\"\xaf\x01\n\rOptaxArgument\x12*\n\x04none\x18\x01 \x01(\x0e\x32\x1a.google.protobuf.NullValueH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x05 \x01(\tH\x00\x12%\n\x05tuple\x18\x06 \x01(\x0b\x32\x14.kedge.v1.OptaxTupleH\x00\x42\x06\n\x04kind\"7\n\nOptaxTuple\x12)\n\x08\x65lements\x18\x01 \x03(\x0b\x32\x17.kedge.v1.OptaxArgument\"D\n\tLookahead\x12\x13\n\x0bsync_period\x18\x01 \x01(\r\x12\r\n\x05\x61lpha\x18\x02 \x01(\x01\x12\x13\n\x0breset_state\x18\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kedge.v1.optimizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPTIMIZER']._serialized_start=39
-  _globals['_OPTIMIZER']._serialized_end=392
-  _globals['_SGD']._serialized_start=394
-  _globals['_SGD']._serialized_end=435
-  _globals['_ADAM']._serialized_start=437
-  _globals['_ADAM']._serialized_end=471
-  _globals['_ADAMW']._serialized_start=473
-  _globals['_ADAMW']._serialized_end=530
-  _globals['_ADABELIEF']._serialized_start=532
-  _globals['_ADABELIEF']._serialized_end=607
-  _globals['_LOOKAHEAD']._serialized_start=609
-  _globals['_LOOKAHEAD']._serialized_end=656
-  _globals['_LEARNINGRATE']._serialized_start=659
-  _globals['_LEARNINGRATE']._serialized_end=831
-  _globals['_CONSTANTLR']._serialized_start=833
-  _globals['_CONSTANTLR']._serialized_end=924
-  _globals['_STEPLR']._serialized_start=926
-  _globals['_STEPLR']._serialized_end=1010
-  _globals['_EXPONENTIALLR']._serialized_start=1012
-  _globals['_EXPONENTIALLR']._serialized_end=1084
+  _globals['_OPTAX_ARGUMENTSENTRY']._loaded_options = None
+  _globals['_OPTAX_ARGUMENTSENTRY']._serialized_options = b'8\001'
+  _globals['_OPTIMIZER']._serialized_start=94
+  _globals['_OPTIMIZER']._serialized_end=1040
+  _globals['_SGD']._serialized_start=1042
+  _globals['_SGD']._serialized_end=1083
+  _globals['_MOMENTUM']._serialized_start=1085
+  _globals['_MOMENTUM']._serialized_end=1113
+  _globals['_MOMENTUMNESTEROV']._serialized_start=1115
+  _globals['_MOMENTUMNESTEROV']._serialized_end=1151
+  _globals['_LION']._serialized_start=1153
+  _globals['_LION']._serialized_end=1174
+  _globals['_ADAM']._serialized_start=1176
+  _globals['_ADAM']._serialized_end=1227
+  _globals['_ADAMW']._serialized_start=1229
+  _globals['_ADAMW']._serialized_end=1264
+  _globals['_NADAM']._serialized_start=1266
+  _globals['_NADAM']._serialized_end=1325
+  _globals['_RADAM']._serialized_start=1327
+  _globals['_RADAM']._serialized_end=1362
+  _globals['_ADAMAX']._serialized_start=1364
+  _globals['_ADAMAX']._serialized_end=1400
+  _globals['_YOGI']._serialized_start=1402
+  _globals['_YOGI']._serialized_end=1436
+  _globals['_ADABELIEF']._serialized_start=1438
+  _globals['_ADABELIEF']._serialized_end=1513
+  _globals['_RMSPROP']._serialized_start=1515
+  _globals['_RMSPROP']._serialized_end=1588
+  _globals['_ADAGRAD']._serialized_start=1590
+  _globals['_ADAGRAD']._serialized_end=1665
+  _globals['_ADADELTA']._serialized_start=1667
+  _globals['_ADADELTA']._serialized_end=1703
+  _globals['_LAMB']._serialized_start=1705
+  _globals['_LAMB']._serialized_end=1739
+  _globals['_LARS']._serialized_start=1741
+  _globals['_LARS']._serialized_end=1805
+  _globals['_ADAFACTOR']._serialized_start=1807
+  _globals['_ADAFACTOR']._serialized_end=1923
+  _globals['_NOVOGRAD']._serialized_start=1925
+  _globals['_NOVOGRAD']._serialized_end=1963
+  _globals['_OPTAX']._serialized_start=1966
+  _globals['_OPTAX']._serialized_end=2113
+  _globals['_OPTAX_ARGUMENTSENTRY']._serialized_start=2040
+  _globals['_OPTAX_ARGUMENTSENTRY']._serialized_end=2113
+  _globals['_OPTAXARGUMENT']._serialized_start=2116
+  _globals['_OPTAXARGUMENT']._serialized_end=2291
+  _globals['_OPTAXTUPLE']._serialized_start=2293
+  _globals['_OPTAXTUPLE']._serialized_end=2348
+  _globals['_LOOKAHEAD']._serialized_start=2350
+  _globals['_LOOKAHEAD']._serialized_end=2418
 # @@protoc_insertion_point(module_scope)

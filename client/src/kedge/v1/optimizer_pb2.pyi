@@ -1,3 +1,5 @@
+from google.protobuf import struct_pb2 as _struct_pb2
+from kedge.v1 import schedule_pb2 as _schedule_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -7,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Optimizer(_message.Message):
-    __slots__ = ("grad_clip_norm", "grad_clip_value", "weight_decay", "sgd", "adam", "adamw", "adabelief", "lr", "lookahead")
+    __slots__ = ("grad_clip_norm", "grad_clip_value", "weight_decay", "sgd", "adam", "adamw", "adabelief", "momentum", "momentum_nesterov", "lion", "yogi", "radam", "nadam", "adamax", "rmsprop", "adagrad", "adadelta", "lamb", "lars", "adafactor", "novograd", "optax", "lr", "lookahead", "decoupled_weight_decay")
     GRAD_CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
     GRAD_CLIP_VALUE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
@@ -15,8 +17,24 @@ class Optimizer(_message.Message):
     ADAM_FIELD_NUMBER: _ClassVar[int]
     ADAMW_FIELD_NUMBER: _ClassVar[int]
     ADABELIEF_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_NESTEROV_FIELD_NUMBER: _ClassVar[int]
+    LION_FIELD_NUMBER: _ClassVar[int]
+    YOGI_FIELD_NUMBER: _ClassVar[int]
+    RADAM_FIELD_NUMBER: _ClassVar[int]
+    NADAM_FIELD_NUMBER: _ClassVar[int]
+    ADAMAX_FIELD_NUMBER: _ClassVar[int]
+    RMSPROP_FIELD_NUMBER: _ClassVar[int]
+    ADAGRAD_FIELD_NUMBER: _ClassVar[int]
+    ADADELTA_FIELD_NUMBER: _ClassVar[int]
+    LAMB_FIELD_NUMBER: _ClassVar[int]
+    LARS_FIELD_NUMBER: _ClassVar[int]
+    ADAFACTOR_FIELD_NUMBER: _ClassVar[int]
+    NOVOGRAD_FIELD_NUMBER: _ClassVar[int]
+    OPTAX_FIELD_NUMBER: _ClassVar[int]
     LR_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
+    DECOUPLED_WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
     grad_clip_norm: float
     grad_clip_value: float
     weight_decay: float
@@ -24,9 +42,25 @@ class Optimizer(_message.Message):
     adam: Adam
     adamw: AdamW
     adabelief: AdaBelief
-    lr: LearningRate
+    momentum: Momentum
+    momentum_nesterov: MomentumNesterov
+    lion: Lion
+    yogi: Yogi
+    radam: RAdam
+    nadam: Nadam
+    adamax: Adamax
+    rmsprop: RMSprop
+    adagrad: Adagrad
+    adadelta: Adadelta
+    lamb: Lamb
+    lars: Lars
+    adafactor: Adafactor
+    novograd: Novograd
+    optax: Optax
+    lr: _schedule_pb2.LearningRate
     lookahead: Lookahead
-    def __init__(self, grad_clip_norm: _Optional[float] = ..., grad_clip_value: _Optional[float] = ..., weight_decay: _Optional[float] = ..., sgd: _Optional[_Union[Sgd, _Mapping]] = ..., adam: _Optional[_Union[Adam, _Mapping]] = ..., adamw: _Optional[_Union[AdamW, _Mapping]] = ..., adabelief: _Optional[_Union[AdaBelief, _Mapping]] = ..., lr: _Optional[_Union[LearningRate, _Mapping]] = ..., lookahead: _Optional[_Union[Lookahead, _Mapping]] = ...) -> None: ...
+    decoupled_weight_decay: float
+    def __init__(self, grad_clip_norm: _Optional[float] = ..., grad_clip_value: _Optional[float] = ..., weight_decay: _Optional[float] = ..., sgd: _Optional[_Union[Sgd, _Mapping]] = ..., adam: _Optional[_Union[Adam, _Mapping]] = ..., adamw: _Optional[_Union[AdamW, _Mapping]] = ..., adabelief: _Optional[_Union[AdaBelief, _Mapping]] = ..., momentum: _Optional[_Union[Momentum, _Mapping]] = ..., momentum_nesterov: _Optional[_Union[MomentumNesterov, _Mapping]] = ..., lion: _Optional[_Union[Lion, _Mapping]] = ..., yogi: _Optional[_Union[Yogi, _Mapping]] = ..., radam: _Optional[_Union[RAdam, _Mapping]] = ..., nadam: _Optional[_Union[Nadam, _Mapping]] = ..., adamax: _Optional[_Union[Adamax, _Mapping]] = ..., rmsprop: _Optional[_Union[RMSprop, _Mapping]] = ..., adagrad: _Optional[_Union[Adagrad, _Mapping]] = ..., adadelta: _Optional[_Union[Adadelta, _Mapping]] = ..., lamb: _Optional[_Union[Lamb, _Mapping]] = ..., lars: _Optional[_Union[Lars, _Mapping]] = ..., adafactor: _Optional[_Union[Adafactor, _Mapping]] = ..., novograd: _Optional[_Union[Novograd, _Mapping]] = ..., optax: _Optional[_Union[Optax, _Mapping]] = ..., lr: _Optional[_Union[_schedule_pb2.LearningRate, _Mapping]] = ..., lookahead: _Optional[_Union[Lookahead, _Mapping]] = ..., decoupled_weight_decay: _Optional[float] = ...) -> None: ...
 
 class Sgd(_message.Message):
     __slots__ = ("momentum", "nesterov")
@@ -36,7 +70,35 @@ class Sgd(_message.Message):
     nesterov: bool
     def __init__(self, momentum: _Optional[float] = ..., nesterov: bool = ...) -> None: ...
 
+class Momentum(_message.Message):
+    __slots__ = ("momentum",)
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    momentum: float
+    def __init__(self, momentum: _Optional[float] = ...) -> None: ...
+
+class MomentumNesterov(_message.Message):
+    __slots__ = ("momentum",)
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    momentum: float
+    def __init__(self, momentum: _Optional[float] = ...) -> None: ...
+
+class Lion(_message.Message):
+    __slots__ = ("betas",)
+    BETAS_FIELD_NUMBER: _ClassVar[int]
+    betas: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, betas: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class Adam(_message.Message):
+    __slots__ = ("betas", "eps", "amsgrad")
+    BETAS_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    AMSGRAD_FIELD_NUMBER: _ClassVar[int]
+    betas: _containers.RepeatedScalarFieldContainer[float]
+    eps: float
+    amsgrad: bool
+    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ..., amsgrad: bool = ...) -> None: ...
+
+class AdamW(_message.Message):
     __slots__ = ("betas", "eps")
     BETAS_FIELD_NUMBER: _ClassVar[int]
     EPS_FIELD_NUMBER: _ClassVar[int]
@@ -44,15 +106,39 @@ class Adam(_message.Message):
     eps: float
     def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ...) -> None: ...
 
-class AdamW(_message.Message):
-    __slots__ = ("betas", "eps", "weight_decay")
+class Nadam(_message.Message):
+    __slots__ = ("betas", "eps", "momentum_decay")
     BETAS_FIELD_NUMBER: _ClassVar[int]
     EPS_FIELD_NUMBER: _ClassVar[int]
-    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_DECAY_FIELD_NUMBER: _ClassVar[int]
     betas: _containers.RepeatedScalarFieldContainer[float]
     eps: float
-    weight_decay: float
-    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ...) -> None: ...
+    momentum_decay: float
+    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ..., momentum_decay: _Optional[float] = ...) -> None: ...
+
+class RAdam(_message.Message):
+    __slots__ = ("betas", "eps")
+    BETAS_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    betas: _containers.RepeatedScalarFieldContainer[float]
+    eps: float
+    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ...) -> None: ...
+
+class Adamax(_message.Message):
+    __slots__ = ("betas", "eps")
+    BETAS_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    betas: _containers.RepeatedScalarFieldContainer[float]
+    eps: float
+    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ...) -> None: ...
+
+class Yogi(_message.Message):
+    __slots__ = ("betas", "eps")
+    BETAS_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    betas: _containers.RepeatedScalarFieldContainer[float]
+    eps: float
+    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ...) -> None: ...
 
 class AdaBelief(_message.Message):
     __slots__ = ("betas", "eps", "eps_root")
@@ -64,56 +150,119 @@ class AdaBelief(_message.Message):
     eps_root: float
     def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ..., eps_root: _Optional[float] = ...) -> None: ...
 
+class RMSprop(_message.Message):
+    __slots__ = ("alpha", "eps", "momentum", "centered")
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    CENTERED_FIELD_NUMBER: _ClassVar[int]
+    alpha: float
+    eps: float
+    momentum: float
+    centered: bool
+    def __init__(self, alpha: _Optional[float] = ..., eps: _Optional[float] = ..., momentum: _Optional[float] = ..., centered: bool = ...) -> None: ...
+
+class Adagrad(_message.Message):
+    __slots__ = ("lr_decay", "initial_accumulator_value", "eps")
+    LR_DECAY_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_ACCUMULATOR_VALUE_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    lr_decay: float
+    initial_accumulator_value: float
+    eps: float
+    def __init__(self, lr_decay: _Optional[float] = ..., initial_accumulator_value: _Optional[float] = ..., eps: _Optional[float] = ...) -> None: ...
+
+class Adadelta(_message.Message):
+    __slots__ = ("rho", "eps")
+    RHO_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    rho: float
+    eps: float
+    def __init__(self, rho: _Optional[float] = ..., eps: _Optional[float] = ...) -> None: ...
+
+class Lamb(_message.Message):
+    __slots__ = ("betas", "eps")
+    BETAS_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    betas: _containers.RepeatedScalarFieldContainer[float]
+    eps: float
+    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ...) -> None: ...
+
+class Lars(_message.Message):
+    __slots__ = ("momentum", "trust_coefficient", "eps")
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    TRUST_COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    momentum: float
+    trust_coefficient: float
+    eps: float
+    def __init__(self, momentum: _Optional[float] = ..., trust_coefficient: _Optional[float] = ..., eps: _Optional[float] = ...) -> None: ...
+
+class Adafactor(_message.Message):
+    __slots__ = ("eps", "clip_threshold", "decay_rate", "beta1", "factored")
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    CLIP_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    DECAY_RATE_FIELD_NUMBER: _ClassVar[int]
+    BETA1_FIELD_NUMBER: _ClassVar[int]
+    FACTORED_FIELD_NUMBER: _ClassVar[int]
+    eps: _containers.RepeatedScalarFieldContainer[float]
+    clip_threshold: float
+    decay_rate: float
+    beta1: float
+    factored: bool
+    def __init__(self, eps: _Optional[_Iterable[float]] = ..., clip_threshold: _Optional[float] = ..., decay_rate: _Optional[float] = ..., beta1: _Optional[float] = ..., factored: bool = ...) -> None: ...
+
+class Novograd(_message.Message):
+    __slots__ = ("betas", "eps")
+    BETAS_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    betas: _containers.RepeatedScalarFieldContainer[float]
+    eps: float
+    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ...) -> None: ...
+
+class Optax(_message.Message):
+    __slots__ = ("name", "arguments")
+    class ArgumentsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: OptaxArgument
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[OptaxArgument, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    arguments: _containers.MessageMap[str, OptaxArgument]
+    def __init__(self, name: _Optional[str] = ..., arguments: _Optional[_Mapping[str, OptaxArgument]] = ...) -> None: ...
+
+class OptaxArgument(_message.Message):
+    __slots__ = ("none", "number", "integer", "flag", "text", "tuple")
+    NONE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    INTEGER_FIELD_NUMBER: _ClassVar[int]
+    FLAG_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TUPLE_FIELD_NUMBER: _ClassVar[int]
+    none: _struct_pb2.NullValue
+    number: float
+    integer: int
+    flag: bool
+    text: str
+    tuple: OptaxTuple
+    def __init__(self, none: _Optional[_Union[_struct_pb2.NullValue, str]] = ..., number: _Optional[float] = ..., integer: _Optional[int] = ..., flag: bool = ..., text: _Optional[str] = ..., tuple: _Optional[_Union[OptaxTuple, _Mapping]] = ...) -> None: ...
+
+class OptaxTuple(_message.Message):
+    __slots__ = ("elements",)
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    elements: _containers.RepeatedCompositeFieldContainer[OptaxArgument]
+    def __init__(self, elements: _Optional[_Iterable[_Union[OptaxArgument, _Mapping]]] = ...) -> None: ...
+
 class Lookahead(_message.Message):
-    __slots__ = ("sync_period", "alpha")
+    __slots__ = ("sync_period", "alpha", "reset_state")
     SYNC_PERIOD_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
+    RESET_STATE_FIELD_NUMBER: _ClassVar[int]
     sync_period: int
     alpha: float
-    def __init__(self, sync_period: _Optional[int] = ..., alpha: _Optional[float] = ...) -> None: ...
-
-class LearningRate(_message.Message):
-    __slots__ = ("value", "constant_lr", "step_lr", "exponential_lr")
-    VALUE_FIELD_NUMBER: _ClassVar[int]
-    CONSTANT_LR_FIELD_NUMBER: _ClassVar[int]
-    STEP_LR_FIELD_NUMBER: _ClassVar[int]
-    EXPONENTIAL_LR_FIELD_NUMBER: _ClassVar[int]
-    value: float
-    constant_lr: ConstantLR
-    step_lr: StepLR
-    exponential_lr: ExponentialLR
-    def __init__(self, value: _Optional[float] = ..., constant_lr: _Optional[_Union[ConstantLR, _Mapping]] = ..., step_lr: _Optional[_Union[StepLR, _Mapping]] = ..., exponential_lr: _Optional[_Union[ExponentialLR, _Mapping]] = ...) -> None: ...
-
-class ConstantLR(_message.Message):
-    __slots__ = ("base_lr", "factor", "total_iters", "steps_per_epoch")
-    BASE_LR_FIELD_NUMBER: _ClassVar[int]
-    FACTOR_FIELD_NUMBER: _ClassVar[int]
-    TOTAL_ITERS_FIELD_NUMBER: _ClassVar[int]
-    STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
-    base_lr: float
-    factor: float
-    total_iters: int
-    steps_per_epoch: int
-    def __init__(self, base_lr: _Optional[float] = ..., factor: _Optional[float] = ..., total_iters: _Optional[int] = ..., steps_per_epoch: _Optional[int] = ...) -> None: ...
-
-class StepLR(_message.Message):
-    __slots__ = ("base_lr", "step_size", "gamma", "steps_per_epoch")
-    BASE_LR_FIELD_NUMBER: _ClassVar[int]
-    STEP_SIZE_FIELD_NUMBER: _ClassVar[int]
-    GAMMA_FIELD_NUMBER: _ClassVar[int]
-    STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
-    base_lr: float
-    step_size: int
-    gamma: float
-    steps_per_epoch: int
-    def __init__(self, base_lr: _Optional[float] = ..., step_size: _Optional[int] = ..., gamma: _Optional[float] = ..., steps_per_epoch: _Optional[int] = ...) -> None: ...
-
-class ExponentialLR(_message.Message):
-    __slots__ = ("base_lr", "gamma", "steps_per_epoch")
-    BASE_LR_FIELD_NUMBER: _ClassVar[int]
-    GAMMA_FIELD_NUMBER: _ClassVar[int]
-    STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
-    base_lr: float
-    gamma: float
-    steps_per_epoch: int
-    def __init__(self, base_lr: _Optional[float] = ..., gamma: _Optional[float] = ..., steps_per_epoch: _Optional[int] = ...) -> None: ...
+    reset_state: bool
+    def __init__(self, sync_period: _Optional[int] = ..., alpha: _Optional[float] = ..., reset_state: bool = ...) -> None: ...

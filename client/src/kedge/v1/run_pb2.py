@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from kedge.v1 import optimizer_pb2 as kedge_dot_v1_dot_optimizer__pb2
+from kedge.v1 import schedule_pb2 as kedge_dot_v1_dot_schedule__pb2
 from kedge.v1 import tensor_pb2 as kedge_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12kedge/v1/run.proto\x12\x08kedge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18kedge/v1/optimizer.proto\x1a\x15kedge/v1/tensor.proto\"\xfa\x01\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x08manifest\x18\x03 \x01(\x0b\x32\x12.kedge.v1.Manifest\x12\x17\n\x0fparameter_count\x18\x04 \x01(\x04\x12&\n\toptimizer\x18\x05 \x01(\x0b\x32\x13.kedge.v1.Optimizer\x12*\n\x0b\x61ggregation\x18\x06 \x01(\x0b\x32\x15.kedge.v1.Aggregation\x12!\n\x05state\x18\x07 \x01(\x0b\x32\x12.kedge.v1.RunState\"\xd0\x02\n\x08RunState\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x1c\n\x14lookahead_sync_count\x18\x02 \x01(\x04\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12!\n\x07workers\x18\x04 \x03(\x0b\x32\x10.kedge.v1.Worker\x12\x1e\n\x05round\x18\x05 \x01(\x0b\x32\x0f.kedge.v1.Round\x12\x15\n\rapplied_count\x18\x06 \x01(\x04\x12?\n\x0frejected_counts\x18\x07 \x03(\x0b\x32&.kedge.v1.RunState.RejectedCountsEntry\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bwaiting_for\x18\t \x01(\t\x1a\x35\n\x13RejectedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x07\n\x05_loss\";\n\x05Round\x12\x1a\n\x12\x63ontribution_count\x18\x01 \x01(\r\x12\x16\n\x0erequired_count\x18\x02 \x01(\r\"\xdd\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x32\n\x0flease_remaining\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x15\n\rapplied_count\x18\x05 \x01(\x04\x12\x16\n\x0erejected_count\x18\x06 \x01(\x04\x12\x16\n\x0elast_staleness\x18\x07 \x01(\x04\x12\x16\n\tlast_loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_last_loss\"u\n\x0b\x41ggregation\x12,\n\x0bsynchronous\x18\x01 \x01(\x0b\x32\x15.kedge.v1.SynchronousH\x00\x12.\n\x0c\x61synchronous\x18\x02 \x01(\x0b\x32\x16.kedge.v1.AsynchronousH\x00\x42\x08\n\x06policy\"I\n\x0bSynchronous\x12\x0e\n\x06quorum\x18\x01 \x01(\r\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"i\n\x0c\x41synchronous\x12\x1a\n\rmax_staleness\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12+\n\x07scaling\x18\x02 \x01(\x0e\x32\x1a.kedge.v1.StalenessScalingB\x10\n\x0e_max_staleness*J\n\x07RunView\x12\x18\n\x14RUN_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eRUN_VIEW_BASIC\x10\x01\x12\x11\n\rRUN_VIEW_FULL\x10\x02*p\n\x10StalenessScaling\x12!\n\x1dSTALENESS_SCALING_UNSPECIFIED\x10\x00\x12\x1a\n\x16STALENESS_SCALING_NONE\x10\x01\x12\x1d\n\x19STALENESS_SCALING_INVERSE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12kedge/v1/run.proto\x12\x08kedge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18kedge/v1/optimizer.proto\x1a\x17kedge/v1/schedule.proto\x1a\x15kedge/v1/tensor.proto\"\xd5\x02\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x08manifest\x18\x03 \x01(\x0b\x32\x12.kedge.v1.Manifest\x12\x17\n\x0fparameter_count\x18\x04 \x01(\x04\x12&\n\toptimizer\x18\x05 \x01(\x0b\x32\x13.kedge.v1.Optimizer\x12*\n\x0b\x61ggregation\x18\x06 \x01(\x0b\x32\x15.kedge.v1.Aggregation\x12!\n\x05state\x18\x07 \x01(\x0b\x32\x12.kedge.v1.RunState\x12(\n\x06groups\x18\x08 \x03(\x0b\x32\x18.kedge.v1.ParameterGroup\x12/\n\x07\x63hanges\x18\t \x03(\x0b\x32\x1e.kedge.v1.HyperparameterChange\"\xf2\x01\n\x0eParameterGroup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08patterns\x18\x02 \x03(\t\x12\"\n\x02lr\x18\x03 \x01(\x0b\x32\x16.kedge.v1.LearningRate\x12\x19\n\x0cweight_decay\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0egrad_clip_norm\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fgrad_clip_value\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x0e\n\x06\x66rozen\x18\x07 \x01(\x08\x42\x0f\n\r_weight_decayB\x11\n\x0f_grad_clip_normB\x12\n\x10_grad_clip_value\"\xe5\x01\n\x14HyperparameterChange\x12\r\n\x05group\x18\x01 \x01(\t\x12\"\n\x02lr\x18\x02 \x01(\x0b\x32\x16.kedge.v1.LearningRate\x12\x19\n\x0cweight_decay\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0egrad_clip_norm\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fgrad_clip_value\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04step\x18\x06 \x01(\x04\x42\x0f\n\r_weight_decayB\x11\n\x0f_grad_clip_normB\x12\n\x10_grad_clip_value\"\xd0\x02\n\x08RunState\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x1c\n\x14lookahead_sync_count\x18\x02 \x01(\x04\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12!\n\x07workers\x18\x04 \x03(\x0b\x32\x10.kedge.v1.Worker\x12\x1e\n\x05round\x18\x05 \x01(\x0b\x32\x0f.kedge.v1.Round\x12\x15\n\rapplied_count\x18\x06 \x01(\x04\x12?\n\x0frejected_counts\x18\x07 \x03(\x0b\x32&.kedge.v1.RunState.RejectedCountsEntry\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bwaiting_for\x18\t \x01(\t\x1a\x35\n\x13RejectedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x07\n\x05_loss\";\n\x05Round\x12\x1a\n\x12\x63ontribution_count\x18\x01 \x01(\r\x12\x16\n\x0erequired_count\x18\x02 \x01(\r\"\xdd\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x32\n\x0flease_remaining\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x15\n\rapplied_count\x18\x05 \x01(\x04\x12\x16\n\x0erejected_count\x18\x06 \x01(\x04\x12\x16\n\x0elast_staleness\x18\x07 \x01(\x04\x12\x16\n\tlast_loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_last_loss\"u\n\x0b\x41ggregation\x12,\n\x0bsynchronous\x18\x01 \x01(\x0b\x32\x15.kedge.v1.SynchronousH\x00\x12.\n\x0c\x61synchronous\x18\x02 \x01(\x0b\x32\x16.kedge.v1.AsynchronousH\x00\x42\x08\n\x06policy\"I\n\x0bSynchronous\x12\x0e\n\x06quorum\x18\x01 \x01(\r\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"i\n\x0c\x41synchronous\x12\x1a\n\rmax_staleness\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12+\n\x07scaling\x18\x02 \x01(\x0e\x32\x1a.kedge.v1.StalenessScalingB\x10\n\x0e_max_staleness*J\n\x07RunView\x12\x18\n\x14RUN_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eRUN_VIEW_BASIC\x10\x01\x12\x11\n\rRUN_VIEW_FULL\x10\x02*p\n\x10StalenessScaling\x12!\n\x1dSTALENESS_SCALING_UNSPECIFIED\x10\x00\x12\x1a\n\x16STALENESS_SCALING_NONE\x10\x01\x12\x1d\n\x19STALENESS_SCALING_INVERSE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,24 +38,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._loaded_options = None
   _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNVIEW']._serialized_start=1324
-  _globals['_RUNVIEW']._serialized_end=1398
-  _globals['_STALENESSSCALING']._serialized_start=1400
-  _globals['_STALENESSSCALING']._serialized_end=1512
-  _globals['_RUN']._serialized_start=147
-  _globals['_RUN']._serialized_end=397
-  _globals['_RUNSTATE']._serialized_start=400
-  _globals['_RUNSTATE']._serialized_end=736
-  _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_start=674
-  _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_end=727
-  _globals['_ROUND']._serialized_start=738
-  _globals['_ROUND']._serialized_end=797
-  _globals['_WORKER']._serialized_start=800
-  _globals['_WORKER']._serialized_end=1021
-  _globals['_AGGREGATION']._serialized_start=1023
-  _globals['_AGGREGATION']._serialized_end=1140
-  _globals['_SYNCHRONOUS']._serialized_start=1142
-  _globals['_SYNCHRONOUS']._serialized_end=1215
-  _globals['_ASYNCHRONOUS']._serialized_start=1217
-  _globals['_ASYNCHRONOUS']._serialized_end=1322
+  _globals['_RUNVIEW']._serialized_start=1917
+  _globals['_RUNVIEW']._serialized_end=1991
+  _globals['_STALENESSSCALING']._serialized_start=1993
+  _globals['_STALENESSSCALING']._serialized_end=2105
+  _globals['_RUN']._serialized_start=172
+  _globals['_RUN']._serialized_end=513
+  _globals['_PARAMETERGROUP']._serialized_start=516
+  _globals['_PARAMETERGROUP']._serialized_end=758
+  _globals['_HYPERPARAMETERCHANGE']._serialized_start=761
+  _globals['_HYPERPARAMETERCHANGE']._serialized_end=990
+  _globals['_RUNSTATE']._serialized_start=993
+  _globals['_RUNSTATE']._serialized_end=1329
+  _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_start=1267
+  _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_end=1320
+  _globals['_ROUND']._serialized_start=1331
+  _globals['_ROUND']._serialized_end=1390
+  _globals['_WORKER']._serialized_start=1393
+  _globals['_WORKER']._serialized_end=1614
+  _globals['_AGGREGATION']._serialized_start=1616
+  _globals['_AGGREGATION']._serialized_end=1733
+  _globals['_SYNCHRONOUS']._serialized_start=1735
+  _globals['_SYNCHRONOUS']._serialized_end=1808
+  _globals['_ASYNCHRONOUS']._serialized_start=1810
+  _globals['_ASYNCHRONOUS']._serialized_end=1915
 # @@protoc_insertion_point(module_scope)

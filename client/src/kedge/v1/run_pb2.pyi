@@ -3,6 +3,7 @@ import datetime
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from kedge.v1 import optimizer_pb2 as _optimizer_pb2
+from kedge.v1 import schedule_pb2 as _schedule_pb2
 from kedge.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -32,7 +33,7 @@ STALENESS_SCALING_NONE: StalenessScaling
 STALENESS_SCALING_INVERSE: StalenessScaling
 
 class Run(_message.Message):
-    __slots__ = ("name", "create_time", "manifest", "parameter_count", "optimizer", "aggregation", "state")
+    __slots__ = ("name", "create_time", "manifest", "parameter_count", "optimizer", "aggregation", "state", "groups", "changes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +41,8 @@ class Run(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     AGGREGATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     create_time: _timestamp_pb2.Timestamp
     manifest: _tensor_pb2.Manifest
@@ -47,7 +50,43 @@ class Run(_message.Message):
     optimizer: _optimizer_pb2.Optimizer
     aggregation: Aggregation
     state: RunState
-    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., parameter_count: _Optional[int] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., state: _Optional[_Union[RunState, _Mapping]] = ...) -> None: ...
+    groups: _containers.RepeatedCompositeFieldContainer[ParameterGroup]
+    changes: _containers.RepeatedCompositeFieldContainer[HyperparameterChange]
+    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., parameter_count: _Optional[int] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., state: _Optional[_Union[RunState, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., changes: _Optional[_Iterable[_Union[HyperparameterChange, _Mapping]]] = ...) -> None: ...
+
+class ParameterGroup(_message.Message):
+    __slots__ = ("name", "patterns", "lr", "weight_decay", "grad_clip_norm", "grad_clip_value", "frozen")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PATTERNS_FIELD_NUMBER: _ClassVar[int]
+    LR_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    GRAD_CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
+    GRAD_CLIP_VALUE_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    patterns: _containers.RepeatedScalarFieldContainer[str]
+    lr: _schedule_pb2.LearningRate
+    weight_decay: float
+    grad_clip_norm: float
+    grad_clip_value: float
+    frozen: bool
+    def __init__(self, name: _Optional[str] = ..., patterns: _Optional[_Iterable[str]] = ..., lr: _Optional[_Union[_schedule_pb2.LearningRate, _Mapping]] = ..., weight_decay: _Optional[float] = ..., grad_clip_norm: _Optional[float] = ..., grad_clip_value: _Optional[float] = ..., frozen: bool = ...) -> None: ...
+
+class HyperparameterChange(_message.Message):
+    __slots__ = ("group", "lr", "weight_decay", "grad_clip_norm", "grad_clip_value", "step")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    LR_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    GRAD_CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
+    GRAD_CLIP_VALUE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    lr: _schedule_pb2.LearningRate
+    weight_decay: float
+    grad_clip_norm: float
+    grad_clip_value: float
+    step: int
+    def __init__(self, group: _Optional[str] = ..., lr: _Optional[_Union[_schedule_pb2.LearningRate, _Mapping]] = ..., weight_decay: _Optional[float] = ..., grad_clip_norm: _Optional[float] = ..., grad_clip_value: _Optional[float] = ..., step: _Optional[int] = ...) -> None: ...
 
 class RunState(_message.Message):
     __slots__ = ("step", "lookahead_sync_count", "learning_rate", "workers", "round", "applied_count", "rejected_counts", "loss", "waiting_for")

@@ -23,7 +23,7 @@ class CreateRunRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[CreateRunHeader, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_tensor_pb2.StreamTrailer, _Mapping]] = ...) -> None: ...
 
 class CreateRunHeader(_message.Message):
-    __slots__ = ("run_id", "manifest", "optimizer", "aggregation", "request_id", "dtype", "size_bytes")
+    __slots__ = ("run_id", "manifest", "optimizer", "aggregation", "request_id", "dtype", "size_bytes", "groups")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class CreateRunHeader(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     manifest: _tensor_pb2.Manifest
     optimizer: _optimizer_pb2.Optimizer
@@ -38,7 +39,8 @@ class CreateRunHeader(_message.Message):
     request_id: str
     dtype: _tensor_pb2.Dtype
     size_bytes: int
-    def __init__(self, run_id: _Optional[str] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[_run_pb2.Aggregation, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    groups: _containers.RepeatedCompositeFieldContainer[_run_pb2.ParameterGroup]
+    def __init__(self, run_id: _Optional[str] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[_run_pb2.Aggregation, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[_run_pb2.ParameterGroup, _Mapping]]] = ...) -> None: ...
 
 class CreateRunResponse(_message.Message):
     __slots__ = ("run",)
@@ -75,6 +77,40 @@ class ListRunsResponse(_message.Message):
     runs: _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]
     next_page_token: str
     def __init__(self, runs: _Optional[_Iterable[_Union[_run_pb2.Run, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UpdateRunRequest(_message.Message):
+    __slots__ = ("name", "hyperparameters")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    hyperparameters: _run_pb2.HyperparameterChange
+    def __init__(self, name: _Optional[str] = ..., hyperparameters: _Optional[_Union[_run_pb2.HyperparameterChange, _Mapping]] = ...) -> None: ...
+
+class UpdateRunResponse(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    def __init__(self, step: _Optional[int] = ...) -> None: ...
+
+class TickScheduleRequest(_message.Message):
+    __slots__ = ("name", "group", "to_tick", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    TO_TICK_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    group: str
+    to_tick: int
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., group: _Optional[str] = ..., to_tick: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class TickScheduleResponse(_message.Message):
+    __slots__ = ("tick", "learning_rate")
+    TICK_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    tick: int
+    learning_rate: float
+    def __init__(self, tick: _Optional[int] = ..., learning_rate: _Optional[float] = ...) -> None: ...
 
 class DeleteRunRequest(_message.Message):
     __slots__ = ("name",)

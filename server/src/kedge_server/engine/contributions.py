@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from kedge.optim.controls import StepValues
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.staging import StagingBuffer
 
@@ -15,6 +16,8 @@ class Round:
     opened_at_seconds: float | None = None
     close_reason: str = ""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
+    values: tuple[StepValues, ...] = ()
+    """The hyperparameters of the step, as they were when it closed."""
 
 
 @dataclass(eq=False)

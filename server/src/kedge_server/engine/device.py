@@ -11,8 +11,9 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from kedge import optim
+from kedge.optim.controls import StepValues
 from kedge_server.core import update
+from kedge_server.core.plan import Plan
 from kedge_server.engine.snapshots import Snapshot
 
 ResultT = TypeVar("ResultT")
@@ -45,24 +46,27 @@ class Writer:
     """The only one who changes a run's weights. Constructed and called on the device thread.
 
     Args:
-        spec: the optimizer.
+        plan: how its state is cut, and updated.
         weights: the initial weights, float32, flat. Copied.
-        block_elements: the length of a block.
+        values: the hyperparameters of the first step.
     """
 
-    def __init__(self, spec: optim.UpdateSpec, weights: np.ndarray, block_elements: int) -> None:
-        self._spec = spec
-        self._block_elements = block_elements
+    def __init__(self, plan: Plan, weights: np.ndarray, values: Sequence[StepValues]) -> None:
+        self._plan = plan
         self._step = 0
         self._lookahead_sync_count = 0
-        self._blocks = update.init_blocks(spec, self._cut(weights))
+        self._blocks = update.init_blocks(plan, self._cut(weights), values)
 
-    def apply(self, gradients: Sequence[np.ndarray], mean_weights: Sequence[float]) -> Snapshot:
+    def apply(
+        self, gradients: Sequence[np.ndarray], mean_weights: Sequence[float], values: Sequence[StepValues]
+    ) -> Snapshot:
         """Applies one round and waits for it: afterwards the gradients may be overwritten."""
         self._step += 1
-        self._lookahead_sync_count += self._spec.ends_sync_period(self._step)
+        self._lookahead_sync_count += self._plan.spec.ends_sync_period(self._step)
         blocks = [self._cut(gradient) for gradient in gradients]
-        self._blocks = update.apply_round(self._spec, self._blocks, blocks, mean_weights=mean_weights, step=self._step)
+        self._blocks = update.apply_round(
+            self._plan, self._blocks, blocks, mean_weights=mean_weights, step=self._step, values=values
+        )
         jax.block_until_ready(self._blocks)  # type: ignore[no-untyped-call]  # JAX leaves it bare
         return self.snapshot()
 
@@ -70,10 +74,10 @@ class Writer:
         """The weights as they are now. On the CPU the arrays are the state's, elsewhere copies on the host."""
         fast = tuple(jax.device_get([block.weights for block in self._blocks]))
         slow = None
-        if self._spec.sync_period is not None:
+        if self._plan.spec.sync_period is not None:
             is_synced = all(block.slow is block.weights for block in self._blocks)
             slow = fast if is_synced else tuple(jax.device_get([block.slow for block in self._blocks]))
         return Snapshot(self._step, self._lookahead_sync_count, fast, slow)
 
     def _cut(self, flat: np.ndarray) -> list[np.ndarray]:
-        return [flat[at : at + self._block_elements] for at in range(0, flat.size, self._block_elements)]
+        return [flat[block.start : block.stop] for block in self._plan.blocks]

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kedge.optim import Optimizer
+from kedge.optim import Group, Optimizer
+from kedge.optim.controls import Controls
 from kedge.policies import Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
+from kedge.wire.reflection import Refusing
+from kedge_server.core import plan as plans
+from kedge_server.core.rules import check_rule
 from kedge_server.engine.clock import Clock, LoopClock
 from kedge_server.engine.device import DeviceThread, Writer, default_block_elements
 from kedge_server.engine.run import RunConfig, RunEngine
@@ -42,6 +46,7 @@ class NewRun:
     manifest: Manifest
     optimizer: Optimizer
     policy: Policy
+    groups: tuple[Group, ...]
     request_id: str
 
 
@@ -115,6 +120,14 @@ class Registry:
         self._require_room(new)
         return None
 
+    async def check(self, new: NewRun) -> None:
+        """Refuses what can be judged before the weights are here.
+
+        Raises:
+            KedgeError: INVALID_CONFIGURATION.
+        """
+        await self._device.run(self._check, new)
+
     async def create(self, new: NewRun, weights: StagingBuffer) -> RunEngine:
         """Creates a run. Owns the buffer from now on.
 
@@ -164,8 +177,19 @@ class Registry:
         self._device.close()
 
     def _make_writer(self, new: NewRun, weights: np.ndarray) -> tuple[Writer, Snapshot]:
-        writer = Writer(new.optimizer.spec(), weights, self._block_elements or default_block_elements())
+        controls = Controls.begin(new.optimizer.spec(), new.groups)
+        writer = Writer(self._plan(new), weights, controls.values())
         return writer, writer.snapshot()
+
+    def _plan(self, new: NewRun) -> plans.Plan:
+        block_elements = self._block_elements or default_block_elements()
+        return plans.plan(new.optimizer.spec(), new.manifest, groups=new.groups, block_elements=block_elements)
+
+    def _check(self, new: NewRun) -> None:
+        with Refusing("optimizer"):
+            check_rule(new.optimizer.spec().rule)
+        with Refusing("run"):
+            self._plan(new)
 
     def _make_engine(self, new: NewRun, writer: Writer, snapshot: Snapshot) -> RunEngine:
         config = RunConfig(
@@ -173,6 +197,7 @@ class Registry:
             manifest=new.manifest,
             optimizer=new.optimizer,
             policy=new.policy,
+            groups=new.groups,
             created_at_seconds=time.time(),
             request_id=new.request_id,
         )

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import structlog
 
-from kedge.optim import Optimizer
+from kedge.optim import Group, Optimizer
+from kedge.optim.controls import Change, RateState, RecordedChange
 from kedge.policies import Policy
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
@@ -25,6 +26,7 @@ from kedge_server.engine.device import DeviceThread, Writer
 from kedge_server.engine.leases import Lease, LeaseTable
 from kedge_server.engine.snapshots import Snapshot, Weights
 from kedge_server.engine.staging import StagingBuffer
+from kedge_server.engine.tuning import Tuning
 
 _log = structlog.get_logger("kedge.run")
 
@@ -37,6 +39,7 @@ class RunConfig:
     manifest: Manifest
     optimizer: Optimizer
     policy: Policy
+    groups: tuple[Group, ...] = ()
     created_at_seconds: float
     """Seconds since the epoch."""
     request_id: str
@@ -56,6 +59,8 @@ class RunState(NamedTuple):
     applied_count: int
     rejected_counts: dict[str, int]
     loss: float | None
+    changes: tuple[RecordedChange, ...]
+    """Those of the hyperparameters that were made by hand."""
     waiting_for: str
 
 
@@ -90,6 +95,7 @@ class RunEngine:
         self._device = device
         self._clock = clock
         self._leases = LeaseTable(config.name, worker_limit=worker_limit, first_epoch=first_epoch)
+        self._tuning = Tuning(config.name, config.optimizer.spec(), config.groups)
         self._is_formed = False
         self._round = Round()
         self._queue: deque[Round] = deque()
@@ -136,6 +142,31 @@ class RunEngine:
         if self._leases.leave(worker_id, epoch):
             _log.info("worker left", run=self.config.name, worker=worker_id, epoch=epoch, live=len(self._leases))
             self._look_again()
+
+    # Hyperparameters
+
+    def set_hyperparameters(self, group: str, change: Change) -> int:
+        """Changes what the rounds that close from now on are applied with.
+
+        Returns:
+            The first step that is made with it.
+
+        Raises:
+            KedgeError: INVALID_CONFIGURATION.
+        """
+        self._require_alive()
+        step = self.closed_step + 1
+        self._tuning.change(group, change, step=step)
+        return step
+
+    def tick_schedule(self, group: str, to: int | None, *, request_id: str) -> RateState:
+        """Ticks a schedule by hand, once for each request.
+
+        Raises:
+            KedgeError: INVALID_CONFIGURATION.
+        """
+        self._require_alive()
+        return self._tuning.tick(group, to, request_id=request_id)
 
     # Contributions
 
@@ -238,7 +269,7 @@ class RunEngine:
         return RunState(
             step=self.snapshot.step,
             lookahead_sync_count=self.snapshot.lookahead_sync_count,
-            learning_rate=self.config.optimizer.spec().rate(self.snapshot.step),
+            learning_rate=self._tuning.controls.learning_rate,
             leases=leases,
             lease_remaining_seconds=[max(0.0, lease.expires_at_seconds - now) for lease in leases],
             contribution_count=len(self._round.contributions),
@@ -246,6 +277,7 @@ class RunEngine:
             applied_count=self._applied_count,
             rejected_counts=dict(self._rejected_counts),
             loss=self._loss,
+            changes=self._tuning.controls.changes,
             waiting_for=rounds.waiting_for(self._facts(), self.config.policy),
         )
 
@@ -354,6 +386,9 @@ class RunEngine:
 
     def _close_round(self, reason: str) -> None:
         self._round.close_reason = reason
+        told = [c.header for c in self._round.contributions if c.header.loss is not None]
+        loss = rounds.mean_loss([(header.loss, header.example_count) for header in told])
+        self._round.values = self._tuning.next_step(loss, sum(header.example_count for header in told))
         self.closed_step += 1
         self._queue.append(self._round)
         self._round.closed.set()
@@ -379,7 +414,7 @@ class RunEngine:
         )
         gradients = [c.gradient.array for c in held if c.gradient is not None]
         try:
-            self.snapshot = await self._device.run(self._writer.apply, gradients, factors)
+            self.snapshot = await self._device.run(self._writer.apply, gradients, factors, closed.values)
         except BaseException as error:
             for contribution in held:
                 contribution.fail(_run_failed(self.config.name, error))

@@ -3,6 +3,7 @@
 from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
 from kedge.wire import convert as wire
 from kedge.wire import names
+from kedge.wire.groups import change_to_wire, group_to_wire, groups_from_wire
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.leases import Lease
 from kedge_server.engine.registry import NewRun
@@ -33,6 +34,7 @@ def new_run(header: run_service_pb2.CreateRunHeader) -> NewRun:
         manifest=wire.manifest_from_wire(header.manifest),
         optimizer=wire.optimizer_from_wire(header.optimizer),
         policy=wire.policy_from_wire(header.aggregation),
+        groups=groups_from_wire(header.groups),
         request_id=header.request_id[:64],
     )
 
@@ -89,12 +91,15 @@ def push_result(result: PushResult) -> optimizer_service_pb2.PushResult:
 def run(engine: RunEngine, *, with_manifest: bool) -> run_pb2.Run:
     """A run as it stands."""
     config = engine.config
+    state = engine.state()
     message = run_pb2.Run(
         name=config.name,
         parameter_count=config.manifest.element_count,
         optimizer=wire.optimizer_to_wire(config.optimizer),
         aggregation=wire.policy_to_wire(config.policy),
-        state=_state(engine.state(), config.name),
+        state=_state(state, config.name),
+        groups=[group_to_wire(group) for group in config.groups],
+        changes=[change_to_wire(made.group, made.change, step=made.step) for made in state.changes],
     )
     message.create_time.FromNanoseconds(round(config.created_at_seconds * 1e9))
     if with_manifest:

@@ -9,6 +9,7 @@ from kedge.wire import convert as wire
 from kedge.wire import names
 from kedge.wire.codec import MAX_MESSAGE_BYTES
 from kedge.wire.errors import KedgeError
+from kedge.wire.groups import change_from_wire
 from kedge_server.engine.registry import Registry
 from kedge_server.rpc import convert, streams
 
@@ -28,6 +29,7 @@ class RunServicer:
         new = convert.new_run(header)
         run = await self._registry.find_created(new)
         if run is None:
+            await self._registry.check(new)
             weights = self._registry.staging.acquire(new.manifest.element_count)
             try:
                 await self._read_weights(requests, header, weights.array)
@@ -72,6 +74,19 @@ class RunServicer:
                 break
         token = page[-1].name if len(page) < len(runs) else ""
         return run_service_pb2.ListRunsResponse(runs=page, next_page_token=token)
+
+    async def update_run(self, request: run_service_pb2.UpdateRunRequest) -> run_service_pb2.UpdateRunResponse:
+        """Changes the hyperparameters of a live run."""
+        run = self._registry.get(_run_name(request.name))
+        _, group, change = change_from_wire(request.hyperparameters)
+        return run_service_pb2.UpdateRunResponse(step=run.set_hyperparameters(group, change))
+
+    async def tick_schedule(self, request: run_service_pb2.TickScheduleRequest) -> run_service_pb2.TickScheduleResponse:
+        """Ticks a schedule by hand."""
+        run = self._registry.get(_run_name(request.name))
+        to = request.to_tick if request.HasField("to_tick") else None
+        rate = run.tick_schedule(request.group, to, request_id=request.request_id[:64])
+        return run_service_pb2.TickScheduleResponse(tick=rate.tick, learning_rate=rate.rate)
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """Deletes a run."""

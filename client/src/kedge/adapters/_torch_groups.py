@@ -1,0 +1,215 @@
+"""Torch's parameter groups and the run's: which is which, and their hyperparameters on the way between them.
+
+A torch group lies within one *part* of the run: one of the run's groups, or what the run has outside its groups. What a
+torch group shows is compared with what it was last made to show, so a schedule of the run that moves on is told apart
+from a scheduler of torch, or a person, that sets a rate.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from glob import escape
+from typing import Any, NamedTuple
+
+from kedge import optim
+from kedge.client import Run
+from kedge.optim.controls import RateState
+from kedge.optim.groups import assign
+from kedge.transport import RunInfo
+
+OPTIONS = ("lr", "weight_decay")
+"""What a torch group may set, by the name that it has on both sides."""
+
+TorchGroup = dict[str, Any]
+
+
+class Rate(NamedTuple):
+    """A learning rate of the run."""
+
+    lr: float | optim.Schedule
+    begin: int
+    """The steps made before it held."""
+
+    def at(self, step: int) -> float | None:
+        """That of the step after this one; None where only the server knows."""
+        if not isinstance(self.lr, optim.Schedule):
+            return self.lr
+        if self.lr.tick != "step" or isinstance(self.lr, optim.ReduceLROnPlateau):
+            return None
+        return self.lr.rate((step - self.begin) // self.lr.steps_per_tick)
+
+
+class Part:
+    """A part of the run and the torch groups within it.
+
+    Args:
+        name: the name of the run's group; "" for what is outside all.
+        indices: those of the torch groups.
+        is_frozen: whether the run never updates it.
+
+    Attributes:
+        shown: what its torch groups were last made to show, by option.
+    """
+
+    def __init__(self, name: str, indices: list[int], *, is_frozen: bool) -> None:
+        self.name = name
+        self.indices = indices
+        self.shown: dict[str, float] = {}
+        self._is_frozen = is_frozen
+        self._rate = Rate(0.0, 0)
+
+    def refresh(self, info: RunInfo, groups: Sequence[TorchGroup]) -> None:
+        """Shows what the server says, but for what was changed here and is not sent yet."""
+        self._rate, values = settings(self.name, info)
+        self._show(values, groups)
+
+    def advance(self, step: int, groups: Sequence[TorchGroup]) -> None:
+        """Shows the rate that a schedule of the run has come to."""
+        rate = self._rate.at(step)
+        if rate is not None:
+            self._show({**self.shown, "lr": rate}, groups)
+
+    def changes(self, groups: Sequence[TorchGroup]) -> dict[str, float]:
+        """What its torch groups have that they were not made to show.
+
+        Raises:
+            ValueError: if they do not agree.
+        """
+        values = {option: self._value(option, groups) for option in OPTIONS}
+        return {option: value for option, value in values.items() if value != self.shown[option]}
+
+    def forward(self, run: Run, groups: Sequence[TorchGroup]) -> None:
+        """Tells the run of the changes. Where that fails they stay changes."""
+        changes = self.changes(groups)
+        if changes and not self._is_frozen:
+            first_step = run.set_hyperparameters(group=self.name, **changes)
+            if "lr" in changes:
+                self._rate = Rate(changes["lr"], first_step - 1)
+        self.shown |= changes
+
+    def _show(self, values: Mapping[str, float], groups: Sequence[TorchGroup]) -> None:
+        for index in self.indices:
+            for option, value in values.items():
+                if float(groups[index].get(option, value)) == self.shown.get(option, value):
+                    groups[index][option] = value
+        self.shown = dict(values)
+
+    def _value(self, option: str, groups: Sequence[TorchGroup]) -> float:
+        values = {index: float(groups[index][option]) for index in self.indices}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{value:g} in parameter group {index}" for index, value in values.items())
+            where = f"only the group {self.name!r} for them" if self.name else "no groups for them"
+            raise ValueError(
+                f"{option} is {told}, but the run has {where}: create it with groups=[optim.Group(...)], or by "
+                "RemoteOptimizer.create(..., param_groups=[...])"
+            )
+        return values[self.indices[0]]
+
+
+def cut(group: TorchGroup, run: Run) -> list[TorchGroup]:
+    """One torch group of (name, parameter) pairs as one for each part of the run."""
+    numbers = _numbers(run)
+    pairs: dict[int, list[tuple[str, Any]]] = {}
+    for name, tensor in group["params"]:
+        pairs.setdefault(numbers[name], []).append((name, tensor))
+    return [{**group, "params": pairs[number]} for number in sorted(pairs)]
+
+
+def parts_of(groups: Sequence[TorchGroup], run: Run) -> list[Part]:
+    """The parts of the run that torch groups of (name, parameter) pairs are in.
+
+    Raises:
+        ValueError: for a torch group that is not within one part.
+    """
+    numbers = _numbers(run)
+    indices: dict[int, list[int]] = {}
+    for index, group in enumerate(groups):
+        found = sorted({numbers[name] for name, _ in group["params"]})
+        if len(found) > 1:
+            told = " and ".join(repr(run.groups[number - 1].name) if number else "no group" for number in found)
+            raise ValueError(
+                f"parameter group {index} has tensors of {told} in the run: give one parameter group for each of the "
+                "run's, or all parameters in one list"
+            )
+        for number in found:
+            indices.setdefault(number, []).append(index)
+    return [_part(run, number, found) for number, found in sorted(indices.items())]
+
+
+def check_options(groups: Sequence[TorchGroup], optimizer: optim.Optimizer) -> None:
+    """Refuses options of the optimizer that no group can have for itself.
+
+    Raises:
+        ValueError: that names the option.
+    """
+    others = {field.name for field in fields(optimizer.spec().rule)} - {*OPTIONS, "name"}  # type: ignore[arg-type]
+    for index, group in enumerate(groups):
+        for option in sorted(others & group.keys()):
+            raise ValueError(
+                f"{option} is set in parameter group {index}: of its own a group has {' and '.join(OPTIONS)}, the rest "
+                "belongs to the optimizer, or to an optim.Group, that the run is created with"
+            )
+
+
+def groups_of(param_groups: Sequence[TorchGroup]) -> tuple[optim.Group, ...]:
+    """The groups that a run needs for torch groups of (name, parameter) pairs that have options of their own.
+
+    Raises:
+        ValueError, TypeError: for an option out of range.
+    """
+    return tuple(
+        optim.Group(
+            tuple(escape(name) for name, _ in group["params"]),
+            **{option: group[option] for option in OPTIONS if option in group},
+            name=str(group.get("name", f"group {index}")),
+        )
+        for index, group in enumerate(param_groups)
+        if group["params"] and any(option in group for option in OPTIONS)
+    )
+
+
+def _numbers(run: Run) -> dict[str, int]:
+    """The part of each tensor: 0 outside the run's groups, i + 1 for its groups[i]."""
+    names = [spec.name for spec in run.manifest.tensors]
+    return dict(zip(names, assign(run.groups, names), strict=True))
+
+
+def _part(run: Run, number: int, indices: list[int]) -> Part:
+    if not number:
+        return Part("", indices, is_frozen=False)
+    group = run.groups[number - 1]
+    return Part(group.name, indices, is_frozen=group.frozen)
+
+
+def settings(name: str, info: RunInfo) -> tuple[Rate, dict[str, float]]:
+    """The rate of a part of the run ("": outside its groups), and what torch groups in it are to show.
+
+    At step 0 that is what the run was created with: another worker's scheduler may have changed it already, and the
+    schedulers of all workers have to begin with the same.
+    """
+    step = info.status.step
+    lr, begin, owner = _held("lr", name, info)
+    rate = Rate(lr, begin)
+    shown = info.status.learning_rate if step and not owner else rate.at(step)
+    if shown is None:
+        shown = RateState.begin(lr).rate
+    return rate, {"lr": shown, "weight_decay": _held("weight_decay", name, info)[0]}
+
+
+def _held(option: str, name: str, info: RunInfo) -> tuple[Any, int, str]:
+    """The value that holds, the steps made before it did, and whose it is: the group's, or the run's ("")."""
+    changes = info.changes if info.status.step else ()
+    for owner in (name, ""):
+        values = [(_created(option, owner, info), 0)]
+        values += [(getattr(made.change, option), made.step - 1) for made in changes if made.group == owner]
+        for value, begin in reversed(values):
+            if value is not None:
+                return value, begin, owner
+    raise AssertionError(f"a run has a {option} of its own")
+
+
+def _created(option: str, owner: str, info: RunInfo) -> Any:
+    if owner:
+        return next(getattr(group, option) for group in info.groups if group.name == owner)
+    spec = info.optimizer.spec()
+    decouples = option == "weight_decay" and spec.rule.decouples_decay
+    return getattr(spec.settings, "decoupled_weight_decay" if decouples else option)

@@ -1,0 +1,87 @@
+"""Lookahead around a base optimizer, and the way from a flat `UpdateSpec` back to an optimizer."""
+
+from dataclasses import dataclass
+
+from kedge.optim._checks import check, check_clips, check_count, check_rate
+from kedge.optim.rules import Rule, check_lr
+from kedge.optim.schedules import Schedule
+from kedge.optim.spec import UpdateSpec
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """Lookahead: every `sync_period` steps `slow += alpha (fast - slow)`, and fast is reset to slow.
+
+    The options from `lr` to `grad_clip_value` take the place of the base optimizer's; weight decay or a clip that is
+    set in both places is refused.
+
+    Attributes:
+        base_optimizer: what makes the fast steps.
+        sync_period: k, the fast steps from one lookahead sync to the next, >= 1.
+        alpha: the slow step size, in [0, 1].
+        lr: a rate that replaces the base optimizer's; None keeps that. (braintools: 0.001, which it then ignores.)
+        weight_decay: coupled L2 decay, >= 0.
+        grad_clip_norm: the gradient's global norm is clipped to it.
+        grad_clip_value: the gradient's elements are clipped to [-value, value].
+        reset_state: whether a lookahead sync sets the base optimizer's moments back to those of step 0. By default they
+            are kept.
+
+    Source: arXiv:1907.08610, algorithm 1.
+    """
+
+    base_optimizer: Rule
+    sync_period: int = 5
+    alpha: float = 0.5
+    lr: float | Schedule | None = None
+    weight_decay: float = 0.0
+    grad_clip_norm: float | None = None
+    grad_clip_value: float | None = None
+    reset_state: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        if not isinstance(self.base_optimizer, Rule):
+            raise TypeError(
+                f"base_optimizer is {self.base_optimizer!r}: give an optimizer of kedge.optim other than Lookahead"
+            )
+        check_count("sync_period", self.sync_period, minimum=1)
+        check("alpha", self.alpha, 0 <= self.alpha <= 1, "in [0, 1]")
+        if self.lr is not None:
+            check_lr(self.lr)
+        check_rate("weight_decay", self.weight_decay)
+        check_clips(self.grad_clip_norm, self.grad_clip_value)
+        base = self.base_optimizer.spec().settings
+        for field in ("weight_decay", "grad_clip_norm", "grad_clip_value"):
+            if getattr(self, field) and getattr(base, field):
+                raise ValueError(f"{field} is set on Lookahead and on its base optimizer: set it on one of them")
+
+    def spec(self) -> UpdateSpec:
+        """This optimizer laid flat."""
+        flat = self.base_optimizer.spec()
+        base = flat.settings
+        settings = base._replace(
+            lr=base.lr if self.lr is None else float(self.lr) if isinstance(self.lr, int) else self.lr,
+            weight_decay=self.weight_decay or base.weight_decay,
+            grad_clip_norm=base.grad_clip_norm if self.grad_clip_norm is None else self.grad_clip_norm,
+            grad_clip_value=base.grad_clip_value if self.grad_clip_value is None else self.grad_clip_value,
+        )
+        return UpdateSpec(flat.rule, settings, self.sync_period, self.alpha, self.reset_state)
+
+
+Optimizer = Rule | Lookahead
+
+
+def from_spec(spec: UpdateSpec) -> Optimizer:
+    """An optimizer that lies flat as `spec` does, with every option on the base optimizer where that can hold it."""
+    check_rate("decoupled_weight_decay", spec.settings.decoupled_weight_decay)
+    base = spec.rule.with_settings(spec.settings)
+    name, held = type(base).__name__, base.spec().settings
+    if held.decoupled_weight_decay != spec.settings.decoupled_weight_decay:
+        given = spec.settings.decoupled_weight_decay
+        raise ValueError(f"decoupled_weight_decay is {given}: {name} has no decay of its own; give weight_decay")
+    outer_decay = 0.0 if held.weight_decay == spec.settings.weight_decay else spec.settings.weight_decay
+    if spec.sync_period is None:
+        if outer_decay:
+            raise ValueError(f"weight_decay is coupled and {name}'s is not: set the weight_decay of {name} itself")
+        return base
+    return Lookahead(base, spec.sync_period, spec.alpha, weight_decay=outer_decay, reset_state=spec.reset_state)

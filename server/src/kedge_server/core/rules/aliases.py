@@ -1,0 +1,105 @@
+"""Optimizers by their name in optax, with optax's own arguments.
+
+Optax's formula is used as it is, learning rate included. Left out are aliases that need more than a gradient (lbfgs,
+polyak_sgd), noisy_sgd, whose noise would repeat itself from block to block, sm3, which cannot take scalars, and
+optimistic_adam, which optax itself gives up for optimistic_adam_v2.
+"""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kedge import optim
+from kedge_server.core.rules.rule import Rule, Scalar, State, StepScalars, Tensors, no_scalars
+
+ELEMENTWISE = frozenset(
+    {
+        "adabelief",
+        "adadelta",
+        "adagrad",
+        "adam",
+        "adamax",
+        "adamaxw",
+        "adamw",
+        "adan",
+        "amsgrad",
+        "lion",
+        "nadam",
+        "nadamw",
+        "optimistic_adam_v2",
+        "optimistic_gradient_descent",
+        "radam",
+        "rmsprop",
+        "rprop",
+        "sgd",
+        "sign_sgd",
+        "signum",
+        "yogi",
+    }
+)
+"""Those whose elements move by themselves."""
+LAYERWISE = frozenset({"adafactor", "fromage", "lamb", "lars", "novograd"})
+"""Those that look at whole tensors."""
+
+
+def alias(base: optim.Optax) -> Rule:
+    """The rule of an alias that `check_alias` has let pass."""
+
+    def init(weights: Tensors, lr: Scalar) -> State:
+        # Copied, so that no state is the weights' own array, which would be donated with it.
+        return jax.tree.map(jnp.copy, _make(base, lr).init(weights))
+
+    def update(g: Tensors, w: Tensors, state: State, step: StepScalars) -> tuple[Tensors, State]:
+        moved, state = _make(base, step.lr).update(g, state, w)
+        return optax.apply_updates(w, moved), state
+
+    return Rule(base.name in ELEMENTWISE, init, no_scalars, update)
+
+
+def check_alias(base: optim.Optax) -> None:
+    """Refuses what optax would, before anything is created.
+
+    Raises:
+        ValueError: for a name that is not on the list, or arguments that optax does not take. The text begins with the
+            field's name.
+    """
+    known = sorted(name for name in ELEMENTWISE | LAYERWISE if hasattr(optax, name))
+    if base.name not in known:
+        raise ValueError(f"name is {base.name!r}: it must be one of {', '.join(known)}")
+    parameters = inspect.signature(getattr(optax, base.name)).parameters
+    allowed = [name for name in parameters if name != "learning_rate" and "mask" not in name]
+    for argument, _value in base.arguments:
+        if "mask" in argument and argument in parameters:
+            raise ValueError(f"arguments.{argument} cannot travel: use groups, as in optim.Group('*.bias', ...)")
+        if argument not in allowed:
+            raise ValueError(
+                f"arguments.{argument} is not of optax.{base.name}, whose arguments are {', '.join(allowed) or 'none'}"
+            )
+    for name in allowed:
+        if parameters[name].default is inspect.Parameter.empty and name not in dict(base.arguments):
+            raise ValueError(f"arguments.{name} is missing: optax.{base.name} demands it")
+    _check_traces(base)
+
+
+def _check_traces(base: optim.Optax) -> None:
+    """Refuses arguments of the right names that optax cannot compute with."""
+    tensors = (jnp.zeros(()), jnp.zeros(3), jnp.zeros((2, 2)))
+    rule = alias(base)
+    scalars = StepScalars(jnp.zeros(()), jnp.zeros(()), ())
+
+    def step(weights: Tensors) -> Any:
+        return rule.update(weights, weights, rule.init(weights, scalars.lr), scalars)
+
+    weights = tensors[1] if rule.is_elementwise else tensors
+    try:
+        jax.eval_shape(step, weights)
+    except Exception as error:  # whatever optax makes of wrong values
+        given = ", ".join(f"{name}={value!r}" for name, value in base.arguments)
+        raise ValueError(f"arguments are {given}: optax.{base.name} cannot take them ({error})") from error
+
+
+def _make(base: optim.Optax, lr: Scalar) -> optax.GradientTransformation:
+    return getattr(optax, base.name)(learning_rate=lr, **dict(base.arguments))

@@ -1,11 +1,9 @@
 """A character model of the Python standard library's own source text, trained by four worker processes in plain NumPy.
 
-Start a server with `kedge-server serve --listen 127.0.0.1:50051`, then this with KEDGE_ADDRESS=127.0.0.1:50051. It
-prints how the loss falls on text that no worker sees, and ends with a sample. Started again it trains further.
+Start a server with `kedge-server serve --listen 127.0.0.1:50051`, then this with KEDGE_ADDRESS=127.0.0.1:50051.
 """
 
 import argparse
-import functools
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -17,16 +15,14 @@ import kedge
 from kedge import optim
 
 WORKERS, CONTEXT, WIDTH, HIDDEN, BATCH_SIZE = 4, 10, 24, 192, 256
-CHARACTERS = 128  # ASCII
-UNSEEN = 100_000  # characters at the end of the text
+CHARACTERS, UNSEEN = 128, 100_000  # ASCII; so many characters at the end of the text no worker sees
 Weights = dict[str, np.ndarray]
 
 
 def read_text() -> np.ndarray:
-    """The modules of the standard library one after the other, as codes below 128."""
+    """The modules of the standard library one after the other, as codes below 128: the little else there is is cut."""
     modules = sorted(Path(os.__file__).parent.glob("*.py"))
-    text = "".join(module.read_text(encoding="utf-8", errors="replace") for module in modules)
-    return np.frombuffer(text.encode("ascii", "replace"), np.uint8)
+    return np.frombuffer(b"".join(module.read_bytes() for module in modules), np.uint8) % CHARACTERS
 
 
 def init() -> Weights:
@@ -58,8 +54,7 @@ def loss_and_gradient(weights: Weights, contexts: np.ndarray, nexts: np.ndarray)
 
 def draw(text: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Random contexts [count, CONTEXT] of a text, and the characters [count] that follow them."""
-    begins = rng.integers(len(text) - CONTEXT, size=count)
-    chosen = text[begins[:, None] + np.arange(CONTEXT + 1)]
+    chosen = text[rng.integers(len(text) - CONTEXT, size=(count, 1)) + np.arange(CONTEXT + 1)]
     return chosen[:, :-1], chosen[:, -1]
 
 
@@ -83,12 +78,10 @@ def sample(weights: Weights, length: int) -> str:
 
 
 def train(run: kedge.Run, steps: int) -> None:
-    """Starts the workers, and prints the loss ten times on the way."""
+    """Starts the workers, and prints the loss ten times on the way. A run that exists is trained further."""
     first, unseen = run.status().step, draw(read_text()[-UNSEEN:], 4096, np.random.default_rng(0))
-    spawn = multiprocessing.get_context("spawn")  # gRPC does not outlive a fork
-    with ProcessPoolExecutor(WORKERS, spawn) as pool:
-        work_on = functools.partial(work, run.name, first + steps)
-        done = pool.map(work_on, range(WORKERS))
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:  # gRPC does not survive a fork
+        done = pool.map(work, [run.name] * WORKERS, [first + steps] * WORKERS, range(WORKERS))
         for step in range(first, first + steps + 1, max(1, steps // 10)):
             loss, _ = loss_and_gradient(run.pull("slow", min_step=step), *unseen)
             print(f"step {step}: loss {loss:.3f} of unseen text", flush=True)

@@ -35,8 +35,7 @@ def loss_and_gradient(weights: Weights, x: np.ndarray, y: np.ndarray) -> tuple[f
 
 def least_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The slope and, last, the intercept that no training can better."""
-    solution, *_ = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)
-    return solution
+    return np.asarray(np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)[0])
 
 
 def train(run: kedge.Run, x: np.ndarray, y: np.ndarray, steps: int) -> None:
@@ -48,7 +47,7 @@ def train(run: kedge.Run, x: np.ndarray, y: np.ndarray, steps: int) -> None:
             batch = rng.integers(len(x), size=BATCH_SIZE)
             loss, gradient = loss_and_gradient(weights, x[batch], y[batch])
             weights = worker.step(gradient, loss=loss, example_count=BATCH_SIZE)
-            if step % (steps // 10) == 0:
+            if step % max(1, steps // 10) == 0:
                 print(f"step {worker.step_number}: loss {loss:.4f}", flush=True)
 
 
@@ -56,7 +55,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Fit a line against the server at KEDGE_ADDRESS.")
     parser.add_argument("--run", default="regression", help="its name; one that exists is trained further")
-    parser.add_argument("--steps", type=int, default=1000, help="10 or more")
+    parser.add_argument("--steps", type=int, default=1000, help="how many to make")
     arguments = parser.parse_args()
     x, y = make_data()
     with kedge.connect() as client:

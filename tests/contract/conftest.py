@@ -79,9 +79,9 @@ def eventually() -> Callable[[Callable[[], Any]], None]:
 def new_run(client: Client, run_name: str) -> Callable[..., Run]:
     """Creates a run with one tensor "w" unless told otherwise."""
 
-    def create(optimizer: Any, aggregation: Any, params: Any = None) -> Run:
+    def create(optimizer: Any, aggregation: Any, params: Any = None, groups: Any = ()) -> Run:
         params = {"w": np.array([3.0], np.float32)} if params is None else params
-        return client.create_run(run_name, params=params, optimizer=optimizer, aggregation=aggregation)
+        return client.create_run(run_name, params=params, optimizer=optimizer, aggregation=aggregation, groups=groups)
 
     return create
 

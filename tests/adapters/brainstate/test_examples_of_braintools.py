@@ -115,8 +115,12 @@ def test_the_training_example_ends_where_braintools_ends(any_client: kedge.Clien
     brainstate.random.seed(5)
     ours = execute(examples.TRAINING, any_client, data_loader=batches)
     brainstate.random.seed(5)
-    theirs = execute(examples.TRAINING.replace("braintools.optim.", "theirs."), any_client,
-                     data_loader=batches, theirs=braintools.optim)
+    theirs = execute(
+        examples.TRAINING.replace("braintools.optim.", "theirs."),
+        any_client,
+        data_loader=batches,
+        theirs=braintools.optim,
+    )
     ours["optimizer"].close()
     for path, state in theirs["model"].states(brainstate.ParamState).items():
         for leaf, value in state.value.items():

@@ -40,7 +40,10 @@ def test_tensors_are_named_by_their_paths_joined_by_dots(client: kedge.Client, m
 
 
 def test_a_tree_of_states_and_values_of_any_structure_can_be_registered(client: kedge.Client) -> None:
-    tree = {"a": [brainstate.ParamState((jnp.zeros(2), {"x": jnp.ones(())}))], "b": {"c": brainstate.ParamState(jnp.ones(3))}}
+    tree = {
+        "a": [brainstate.ParamState((jnp.zeros(2), {"x": jnp.ones(())}))],
+        "b": {"c": brainstate.ParamState(jnp.ones(3))},
+    }
     grads = {"a": [(jnp.ones(2), {"x": jnp.ones(())})], "b": {"c": jnp.array([1.0, 2.0, 3.0])}}
     with sgd(client=client).register_trainable_weights(tree) as optimizer:
         assert [spec.name for spec in optimizer.run.manifest.tensors] == ["a.0.0", "a.0.1.x", "b.c"]
@@ -350,7 +353,9 @@ def test_two_workers_average_their_gradients(any_client: kedge.Client, name: str
     assert mine["w"].value.tolist() == others["w"].value.tolist() == [1.0]
 
 
-def test_a_gradient_that_came_too_late_is_left_out_and_the_newer_weights_are_taken(client: kedge.Client, name: str) -> None:
+def test_a_gradient_that_came_too_late_is_left_out_and_the_newer_weights_are_taken(
+    client: kedge.Client, name: str
+) -> None:
     fast, slow = states(w=[3.0]), states(w=[3.0])
     with sgd(client=client, run=name) as one, sgd(client=client, run=name) as two:
         one.register_trainable_weights(fast)

@@ -5,7 +5,7 @@ import warnings
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kedge import optim
@@ -123,6 +123,7 @@ def torch() -> Any:
 losses = st.lists(st.one_of(st.sampled_from([1.0, 1.00005, 2.0, 0.5, -1.0]), st.floats(-1e3, 1e3)), max_size=200)
 
 
+@settings(deadline=None)
 @given(
     losses=losses,
     options=st.fixed_dictionaries(
@@ -182,10 +183,18 @@ def test_groups_plateau_sees_the_losses_of_the_run() -> None:
 
 def test_new_schedule_begins_at_its_first_tick_and_leaves_the_others_alone() -> None:
     state = controls(optim.StepLR(**HALVES), optim.Group("own", lr=optim.StepLR(8.0, 1, 0.5)))
-    state = state.after_step(None, 1).changed("own", Change(lr=optim.StepLR(100.0, 1, 0.1)))
+    state = state.after_step(None, 1).changed("own", Change(lr=optim.StepLR(100.0, 1, 0.1)), step=2)
     assert lrs(state) == [0.5, 100.0]
-    state = state.after_step(None, 1).changed("", Change(lr=2.0))
+    state = state.after_step(None, 1).changed("", Change(lr=2.0), step=3)
     assert lrs(state) == [2.0, pytest.approx(10.0)]
+    assert [(change.step, change.group) for change in state.changes] == [(2, "own"), (3, "")]
+
+
+def test_schedule_that_is_in_force_goes_on_when_it_is_set_again() -> None:
+    state = controls(optim.StepLR(**HALVES)).after_step(None, 1)
+    again = state.changed("", Change(lr=optim.StepLR(**HALVES)), step=2)
+    assert again is state
+    assert again.learning_rate == 0.5
 
 
 def test_tick_by_hand_is_of_one_schedule() -> None:

@@ -137,18 +137,20 @@ plateaus = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(rate=rates | schedules | plateaus)
 def test_what_comes_over_the_wire_is_equal_to_what_was_sent(rate: float | optim.Schedule) -> None:
     sent = rate_to_wire(rate).SerializeToString()
     assert rate_from_wire(schedule_pb2.LearningRate.FromString(sent), "lr") == rate
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(schedule=schedules, tick=epochs)
 def test_rate_is_within_float32_and_not_negative_at_any_tick(schedule: optim.Schedule, tick: int) -> None:
     assert 0 <= schedule.rate(tick) <= FLOAT32_MAX
 
 
+@settings(deadline=None)
 @given(schedule=plateaus, losses=st.lists(st.floats(), max_size=30))
 def test_rate_of_a_plateau_never_rises_or_is_negative(schedule: optim.ReduceLROnPlateau, losses: list[float]) -> None:
     state = schedule.begin()

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from glob import escape
 from typing import Any
 
+import numpy as np
+
 from kedge import optim, tree
 from kedge.client import Client, Run
 from kedge.optim.groups import assign
@@ -115,14 +117,10 @@ class Target:
                 run=run.name,
                 field="optimizer",
             )
-        try:
-            tree.arrays_in_order(dict(arrays), run.manifest)
-        except KedgeError as error:
-            has_unknown = arrays.keys() - {spec.name for spec in run.manifest.tensors}
-            if error.reason != "TENSOR_MISSING" or has_unknown:
-                raise
-            return False
-        return True
+        tensors = run.manifest.tensors
+        missing = {spec.name: np.broadcast_to(np.float32(0), spec.shape) for spec in tensors if spec.name not in arrays}
+        tree.arrays_in_order({**missing, **arrays}, run.manifest)
+        return not missing
 
 
 def _check(run: object, client: object) -> None:

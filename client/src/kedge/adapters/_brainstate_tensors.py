@@ -108,13 +108,14 @@ class Tensors:
 
 def _entries(states: Any) -> Iterator[Entry]:
     flat, _ = jax.tree_util.tree_flatten_with_path(states, is_leaf=lambda node: isinstance(node, brainstate.State))
-    for path, state in flat:
+    for keys, state in flat:
+        path = tuple(_index(key) for key in keys)
         if not isinstance(state, brainstate.State):
             raise TypeError(
                 f"{_name(path) or 'what was given'} is a {type(state).__name__}: all weights must be brainstate.State, "
                 "as in register_trainable_weights(model.states(brainstate.ParamState))"
             )
-        yield Entry(tuple(_index(key) for key in path), state)
+        yield Entry(path, state)
 
 
 def _named_leaves(path: Path, value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Optimizers, schedules and parameter groups as plain values: what a run is created with. The arithmetic is the server's.
+"""Optimizers, schedules and parameter groups as plain values: what a run is created with. The server does the sums.
 
 Names, arguments and defaults are those of `braintools.optim`; deviations are named where they are. Every value is
 checked when it is constructed, and the `ValueError` names the field.

@@ -8,6 +8,8 @@ unexport CONDA_PREFIX PIP_PREFIX PIP_TARGET PIP_USER PYTHONHOME PYTHONPATH VIRTU
 
 # The Python that the environments are made with, 3.11 or newer; when empty, python3.11 or else python3.
 PYTHON ?=
+# What `make torch` installs. It is in no lock: which build of it is wanted depends on the machine.
+TORCH ?= torch==2.13.0
 # More arguments for pytest (`make test PYTEST_ARGS="-n 2 -k lookahead"`) and for the demo.
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
@@ -28,13 +30,16 @@ ifneq ($(shell cat $(PROTO_INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(PROTO_INSTALLED)
 endif
 
-.PHONY: help setup demo test lint types fmt docs proto bench lock clean
+.PHONY: help setup torch demo test lint types fmt docs proto bench lock clean
 
 help: ## Say what the targets are (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv from requirements.lock, with both distributions editable
 	@echo "Ready. Next: 'make demo' trains a small network against a server, 'make help' lists the rest."
+
+torch: $(INSTALLED) ## Add PyTorch to .venv, from where pip finds it; without it its tests skip
+	@$(BIN)/python -m pip install --quiet '$(TORCH)'
 
 demo: $(INSTALLED) ## Train on handwritten digits against a server on this machine (DEMO_ARGS)
 	@$(BIN)/python examples/digits/demo.py $(DEMO_ARGS)

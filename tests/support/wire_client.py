@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf import message_factory
 from google.rpc import error_details_pb2, status_pb2
 
-from kedge.v1 import optimizer_pb2, optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
+from kedge.v1 import optimizer_pb2, optimizer_service_pb2, run_pb2, run_service_pb2, schedule_pb2, tensor_pb2
 
 CHUNK = 1 << 20
 
@@ -61,7 +61,7 @@ def manifest(*shapes: tuple[int, ...]) -> tensor_pb2.Manifest:
 
 def sgd(lr: float = 1.0, **lookahead: float) -> optimizer_pb2.Optimizer:
     """Plain SGD, with Lookahead if its fields are given."""
-    out = optimizer_pb2.Optimizer(sgd=optimizer_pb2.Sgd(), lr=optimizer_pb2.LearningRate(value=lr))
+    out = optimizer_pb2.Optimizer(sgd=optimizer_pb2.Sgd(), lr=schedule_pb2.LearningRate(value=lr))
     if lookahead:
         out.lookahead.sync_period = int(lookahead["sync_period"])
         out.lookahead.alpha = lookahead["alpha"]

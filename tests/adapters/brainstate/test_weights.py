@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import brainstate
@@ -193,7 +192,7 @@ def test_update_inside_a_transformation_is_refused(client: kedge.Client, transfo
             optimizer.update({"w": x * jnp.ones(1)})
             return x
 
-        with pytest.raises(TypeError, match="grads has no values yet: .*call update\\(\\) outside"):
+        with pytest.raises(TypeError, match=r"grads has no values yet: .*call update\(\) outside"):
             transform(train)(jnp.float32(1.0))
         assert optimizer.step_count.value == 0
         optimizer.update({"w": jnp.array([1.0])})
@@ -376,6 +375,8 @@ def test_without_brainstate_the_import_says_what_to_install() -> None:
 
 
 def test_braintools_and_optax_are_not_needed() -> None:
-    code = "import sys; sys.modules |= {'braintools': None, 'optax': None}; import kedge.adapters.brainstate as kb; kb.StepLR()"
+    code = (
+        "import sys; sys.modules |= {'braintools': None, 'optax': None}\nfrom kedge.adapters.brainstate import StepLR"
+    )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr

@@ -447,8 +447,6 @@ def test_names_with_wildcards_are_only_themselves(client, run_name):
     model = torch.nn.Module()
     model.values = torch.nn.ParameterDict({"a[b]*": torch.ones(1), "ab": torch.ones(1)})
     groups = [{"params": [model.values["a[b]*"]], "lr": 0.5}, {"params": [model.values["ab"]]}]
-    with RemoteOptimizer.create(
-        model, client, run_name, optim.SGD(lr=1.0), param_groups=groups
-    ) as optimizer:
+    with RemoteOptimizer.create(model, client, run_name, optim.SGD(lr=1.0), param_groups=groups) as optimizer:
         step(optimizer)
     assert (model.values["a[b]*"].item(), model.values["ab"].item()) == (0.5, 0.0)

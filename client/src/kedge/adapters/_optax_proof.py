@@ -5,8 +5,6 @@ transformation is also refused where the optax at hand computes by another formu
 compared with the alias that it names: there the formula is optax's in any case.
 """
 
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 import optax
@@ -55,28 +53,29 @@ def _trial(rule: optim.Rule) -> tuple[np.ndarray, list[np.ndarray]]:
     ]
 
 
-def _moves(tx: optax.GradientTransformation, weights: np.ndarray, gradients: list[np.ndarray]) -> Iterator[np.ndarray]:
+def _moves(tx: optax.GradientTransformation, weights: np.ndarray, gradients: list[np.ndarray]) -> list[np.ndarray]:
     """By how much the transformation moves the weights at each step."""
+    moves = []
     with jax.enable_x64(True):
-        tensors = _tensors(weights)
-        state, update = tx.init(tensors), jax.jit(tx.update)
+        state, update = tx.init(_tensors(weights)), jax.jit(tx.update)
         for gradient in gradients:
-            updates, state = update(_tensors(gradient), state, tensors)
-            move = np.concatenate([np.ravel(updates[spec.name]) for spec in _MANIFEST.tensors])
-            weights = weights + move
-            tensors = _tensors(weights)
-            yield move
+            updates, state = update(_tensors(gradient), state, _tensors(weights))
+            moves.append(np.concatenate([np.ravel(updates[spec.name]) for spec in _MANIFEST.tensors]))
+            weights = weights + moves[-1]
+    return moves
 
 
-def _model(rule: optim.Rule, weights: np.ndarray, gradients: list[np.ndarray]) -> Iterator[np.ndarray]:
+def _model(rule: optim.Rule, weights: np.ndarray, gradients: list[np.ndarray]) -> list[np.ndarray]:
     """By how much the optimizer moves them."""
-    controls = Controls.begin(rule.spec(), ())
+    values = Controls.begin(rule.spec(), ()).values()
     updater = Updater(rule, (), _MANIFEST, weights)
+    moves = []
     for gradient in gradients:
         before = updater.fast
         with np.errstate(all="ignore"):  # an infinity is compared like any other number
-            updater.apply(gradient, controls.values())
-        yield updater.fast - before
+            updater.apply(gradient, values)
+        moves.append(updater.fast - before)
+    return moves
 
 
 def _alias(rule: optim.Optax) -> optax.GradientTransformation:

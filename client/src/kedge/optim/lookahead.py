@@ -7,6 +7,8 @@ from kedge.optim.rules import Rule, check_lr
 from kedge.optim.schedules import Schedule
 from kedge.optim.spec import UpdateSpec
 
+MAX_SYNC_PERIOD = 2**32 - 1
+
 
 @dataclass(frozen=True)
 class Lookahead:
@@ -45,6 +47,7 @@ class Lookahead:
                 f"base_optimizer is {self.base_optimizer!r}: give an optimizer of kedge.optim other than Lookahead"
             )
         check_count("sync_period", self.sync_period, minimum=1)
+        check("sync_period", self.sync_period, self.sync_period <= MAX_SYNC_PERIOD, f"at most {MAX_SYNC_PERIOD}")
         check("alpha", self.alpha, 0 <= self.alpha <= 1, "in [0, 1]")
         if self.lr is not None:
             check_lr(self.lr)

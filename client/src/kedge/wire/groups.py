@@ -40,7 +40,7 @@ def groups_from_wire(messages: Any) -> tuple[optim.Group, ...]:
                 tuple(message.patterns), lr=lr, frozen=message.frozen, name=message.name, **_overrides(message)
             )
         groups.append(group)
-    with Refusing("run"):
+    with Refusing():
         return check_groups(groups)
 
 

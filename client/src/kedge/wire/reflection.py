@@ -16,7 +16,7 @@ from kedge.wire.errors import KedgeError
 class Refusing:
     """Turns a constructor's refusal into INVALID_CONFIGURATION, whose field is `what` and the constructor's."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str = "") -> None:
         self._what = what
 
     def __enter__(self) -> None:
@@ -26,7 +26,7 @@ class Refusing:
         if isinstance(error, ValueError | TypeError) and not isinstance(error, KedgeError):
             # Every message of these constructors begins with the field's name.
             field = str(error).split(" ", 1)[0]
-            raise invalid(f"{self._what}.{field}", str(error)) from error
+            raise invalid(f"{self._what}.{field}".lstrip("."), str(error)) from error
 
 
 def invalid(field: str, message: str) -> KedgeError:

@@ -188,7 +188,7 @@ class Registry:
     def _check(self, new: NewRun) -> None:
         with Refusing("optimizer"):
             check_rule(new.optimizer.spec().rule)
-        with Refusing("run"):
+        with Refusing():
             self._plan(new)
 
     def _make_engine(self, new: NewRun, writer: Writer, snapshot: Snapshot) -> RunEngine:

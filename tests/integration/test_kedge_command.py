@@ -409,3 +409,16 @@ def test_importing_kedge_does_not_load_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("runs", "list"), ("runs", "show", "r"), ("runs", "delete", "r", "--yes"), ("pull", "r", "-o", "w.npz"), ("verify",)],
+    ids=" ".join,
+)
+def test_every_command_says_what_is_no_address(arguments: tuple[str, ...]) -> None:
+    done = run_kedge(*arguments, "--address", "nonsense", address="")
+
+    assert done.returncode in (1, 2)
+    assert "nonsense" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -158,7 +158,7 @@ def own_transformation():
 
 decay_rate = optax.linear_schedule(1.0, 0.0, 10)
 UNREADABLE = {
-    "a function of one's own": (own_transformation, "<lambda> is not known"),
+    "a function of one's own": (own_transformation, "own_transformation is not known"),
     "one within a chain": (lambda: optax.chain(own_transformation(), optax.sgd(0.1)), "not known"),
     "a schedule": (lambda: optax.sgd(decay_rate), "is a schedule.*kedge.optim"),
     "an injected schedule": (lambda: optax.inject_hyperparams(optax.sgd)(decay_rate), "learning_rate is a schedule"),

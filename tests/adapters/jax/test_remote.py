@@ -30,7 +30,7 @@ def new_run(client, name="r", *, params=None, lr=1.0, aggregation=ALONE):
 
 
 def test_optax_loop_goes_where_optax_goes(client, run_name):
-    optimizer = optim.Adam(lr=0.01)
+    optimizer = optim.SGD(lr=0.05, momentum=0.9)
     run = kedge.adapters.jax.create_run(client, run_name, params=initial(), optimizer=optimizer, aggregation=ALONE)
     value_and_grad = jax.jit(jax.value_and_grad(loss_of))
     inputs = jax.random.normal(jax.random.key(0), (32, 4))
@@ -47,7 +47,7 @@ def test_optax_loop_goes_where_optax_goes(client, run_name):
     with kedge.adapters.jax.remote(run) as tx:
         got, state = train(tx)
         assert state.step == 20
-    expected, _ = train(optax.with_extra_args_support(optax.adam(0.01)))
+    expected, _ = train(optax.with_extra_args_support(optax.sgd(0.05, momentum=0.9)))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), got, expected)
     jax.tree.map(np.testing.assert_array_equal, got, run.pull())
 
@@ -141,8 +141,8 @@ def test_params_have_to_be_given(fake_client):
     "transform",
     [
         jax.jit,
-        lambda update: jax.jit(jax.vmap(update, in_axes=(0, None, None))),
-        lambda update: jax.vmap(update, in_axes=(0, None, None)),
+        lambda update: jax.jit(jax.vmap(update, in_axes=(-1, None, None))),
+        lambda update: jax.vmap(update, in_axes=(-1, None, None)),
         lambda update: jax.grad(lambda *arguments: update(*arguments)[0]["b"].sum()),
         lambda update: lambda *arguments: jax.lax.scan(lambda carry, _: (update(*carry)[0], None), arguments, None, 2),
     ],

@@ -37,6 +37,7 @@ class Structure:
         tree: a pytree of arrays, or of `jax.ShapeDtypeStruct`s.
 
     Raises:
+        TypeError: for a traced leaf.
         KedgeError: UNSUPPORTED_STRUCTURE, UNSUPPORTED_DTYPE, MANIFEST_INVALID for two leaves of one name.
     """
 
@@ -58,6 +59,10 @@ class Structure:
         """The leaves of a tree by name, in NumPy. It waits until they are computed.
 
         A tree of this structure keeps the order of `stand_ins`; another one is taken apart by its own names.
+
+        Raises:
+            TypeError: for a leaf without values: traced, a shape alone, or spread over several processes.
+            KedgeError: as the constructor.
         """
         leaves, treedef = jax.tree.flatten(tree)
         if treedef == self._treedef:  # type: ignore[operator]  # jaxlib's stubs have no __eq__
@@ -147,6 +152,7 @@ def _place(leaf: Any) -> _Place:
 
 def _check_leaf(name: str, leaf: Any) -> None:
     """Refuses what is no array of floats."""
+    refuse_tracers({name: leaf})
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not hasattr(leaf, "shape"):
         raise KedgeError(
@@ -171,7 +177,6 @@ _HOW_TO_FILTER = "as eqx.partition(model, eqx.is_inexact_array) and nnx.split(mo
 
 def _check_values(name: str, leaf: Any) -> None:
     """Refuses an array whose values are not here."""
-    refuse_tracers({name: leaf})
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise TypeError(f"{name!r} is a ShapeDtypeStruct: give an array")
     if not getattr(leaf, "is_fully_addressable", True):

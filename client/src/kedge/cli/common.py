@@ -6,6 +6,7 @@ import typer
 
 from kedge.client import Client, connect
 from kedge.config import ADDRESS_VARIABLE
+from kedge.errors import KedgeError
 
 DEFAULT_ADDRESS = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 10.0
@@ -28,6 +29,12 @@ def open_client(address: str, timeout_seconds: float) -> Client:
     """A client that tries for `timeout_seconds`, both to connect and in each call.
 
     Raises:
+        CommandError: for what is no address.
         KedgeError: SERVER_UNAVAILABLE.
     """
-    return connect(address or DEFAULT_ADDRESS, timeout_seconds=timeout_seconds, retry_seconds=timeout_seconds)
+    try:
+        return connect(address or DEFAULT_ADDRESS, timeout_seconds=timeout_seconds, retry_seconds=timeout_seconds)
+    except KedgeError:
+        raise  # some are ValueErrors too
+    except ValueError as error:
+        raise CommandError(str(error)) from error

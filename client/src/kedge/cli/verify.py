@@ -41,20 +41,13 @@ def verify(
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that runs are deleted then too
     try:
-        with _opened(address, timeout_seconds) as client:
+        with open_client(address, timeout_seconds) as client:
             failed_count = _report(render.make_console(), client, full=full)
     except (CommandError, KedgeError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(_NOT_VERIFIED) from error
     if failed_count:
         raise typer.Exit(_FAILED)
-
-
-def _opened(address: str, timeout_seconds: float) -> Client:
-    try:
-        return open_client(address, timeout_seconds)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
 
 
 def _report(console: Console, client: Client, *, full: bool) -> int:

@@ -413,7 +413,14 @@ def test_importing_kedge_does_not_load_the_extra() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("runs", "list"), ("runs", "show", "r"), ("runs", "delete", "r", "--yes"), ("pull", "r", "-o", "w.npz"), ("verify",)],
+    [
+        ("runs", "list"),
+        ("runs", "show", "r"),
+        ("runs", "delete", "r", "--yes"),
+        ("top",),
+        ("pull", "r", "-o", "w.npz"),
+        ("verify",),
+    ],
     ids=" ".join,
 )
 def test_every_command_says_what_is_no_address(arguments: tuple[str, ...]) -> None:

@@ -105,6 +105,18 @@ def test_tick_without_a_loss_is_not_a_bad_one() -> None:
     assert state.tick == 51
 
 
+def test_repeated_tick_by_hand_does_not_let_a_plateau_see_more() -> None:
+    begin = RateState.begin(optim.ReduceLROnPlateau(**PLATEAU, tick="manual"))
+    state = with_losses(with_losses(begin, [(2.0, 1)]).after_tick(to=1), [(1.0, 1)])
+    assert state.after_tick(to=1) == state
+
+
+def test_reduction_by_no_more_than_eps_is_not_made() -> None:
+    for eps, rate in ((0.5, 1.0), (0.499, 0.5)):
+        state = RateState.begin(optim.ReduceLROnPlateau(**PLATEAU, eps=eps))
+        assert with_losses(state, [(1.0, 1)] * 3).rate == rate
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_loss_that_is_not_finite_is_not_seen(loss: float) -> None:
     begin = RateState.begin(optim.ReduceLROnPlateau(**PLATEAU, steps_per_epoch=2))

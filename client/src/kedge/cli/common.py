@@ -25,15 +25,16 @@ class CommandError(Exception):
     """What goes wrong on this side; the message is for people."""
 
 
-def open_client(address: str, timeout_seconds: float) -> Client:
-    """A client that tries for `timeout_seconds`, both to connect and in each call.
+def open_client(address: str, timeout_seconds: float, *, retry_seconds: float | None = None) -> Client:
+    """A client that tries for `timeout_seconds` to connect, and as long in each call unless told otherwise.
 
     Raises:
         CommandError: for what is no address.
         KedgeError: SERVER_UNAVAILABLE.
     """
+    retry_seconds = timeout_seconds if retry_seconds is None else retry_seconds
     try:
-        return connect(address or DEFAULT_ADDRESS, timeout_seconds=timeout_seconds, retry_seconds=timeout_seconds)
+        return connect(address or DEFAULT_ADDRESS, timeout_seconds=timeout_seconds, retry_seconds=retry_seconds)
     except KedgeError:
         raise  # some are ValueErrors too
     except ValueError as error:

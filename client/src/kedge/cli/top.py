@@ -18,7 +18,7 @@ from kedge.cli.common import (
     TimeoutOption,
     open_client,
 )
-from kedge.client import Client, connect
+from kedge.client import Client
 from kedge.errors import KedgeError
 from kedge.transport.values import RunInfo
 from kedge.wire.errors import Retry
@@ -83,7 +83,7 @@ def _watch(console: Console, address: str, run: str | None) -> None:
         while True:
             try:
                 if client is None:
-                    client = connect(address, timeout_seconds=REFRESH_SECONDS, retry_seconds=0)
+                    client = open_client(address, REFRESH_SECONDS, retry_seconds=0)
                     exits.enter_context(client)
                 before, sample = sample, _Sample.read(client, run)
                 picture = _picture(sample, address, rates=sample.rates_since(before))

@@ -1,6 +1,7 @@
 """`kedge` as a person meets it: what it prints, what it writes, how it refuses."""
 
 import json
+import math
 import os
 import pty
 import signal
@@ -409,6 +410,24 @@ def test_importing_kedge_does_not_load_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_show_tells_groups_and_changes(command: Command, client: Client, run_id: str) -> None:
+    rate = optim.ChainedScheduler([optim.StepLR(0.5), optim.ExponentialLR(0.5)])
+    groups = [optim.Group("w", name="first", lr=rate), optim.Group("half", frozen=True)]
+    alone = kedge.Synchronous(quorum=1)
+    optimizer = optim.Optax("adan", grad_clip_norm=2.0, b1=0.9)
+    run = client.create_run(run_id, params=PARAMS, optimizer=optimizer, aggregation=alone, groups=groups)
+    run.set_hyperparameters(group="first", lr=0.25, grad_clip_norm=math.inf)
+
+    shown = command("runs", "show", run_id).stdout
+    assert f"group            {groups[1]!r}" in shown
+    assert "lr=0.25, grad_clip_norm=inf of group 'first' from step 1" in shown
+    fields = json.loads(command("runs", "show", run_id, "--json").stdout)
+    assert fields["optimizer"]["arguments"] == [["b1", 0.9]]
+    assert [s["type"] for s in fields["groups"][0]["lr"]["schedulers"]] == ["StepLR", "ExponentialLR"]
+    assert fields["changes"] == [{"step": 1, "group": "first", "lr": 0.25, "grad_clip_norm": "off"}]
+    assert "Optax('adan')" in command("runs", "list").stdout
 
 
 @pytest.mark.parametrize(

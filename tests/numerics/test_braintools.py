@@ -20,7 +20,8 @@ from . import cases, harness, oracle
 ROUNDING = 2.0**-24
 
 # Both sides round each weight once a step, braintools' Lookahead twice. Besides, optax takes 1 - b2^t in float32, which
-# is off by up to 2e-5: at the rates of here less than a rounding of the largest weight a step.
+# is off by up to 2e-5: at the rates of here less than a rounding of the largest weight a step. Found: 0.008 to 0.36 of
+# this bound.
 TOLERANCE = 2 * cases.STEP_COUNT * ROUNDING
 
 

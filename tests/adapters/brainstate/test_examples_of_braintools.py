@@ -105,9 +105,9 @@ def test_the_training_example_trains(any_client: kedge.Client) -> None:
         assert optimizer.step_count.value == 30
         assert optimizer.run.status().lookahead_sync_count == 6
         # Ten classes by chance: log 10 = 2.3. After ten passes it has the 96 images by heart.
-        assert mean_loss(names["model"], batches) < 0.3
+        assert mean_loss(names["model"], batches) < 0.05
         optimizer.pull("slow")
-        assert mean_loss(names["model"], batches) < 0.3
+        assert mean_loss(names["model"], batches) < 0.05
 
 
 def test_the_training_example_ends_where_braintools_ends(any_client: kedge.Client) -> None:
@@ -125,4 +125,4 @@ def test_the_training_example_ends_where_braintools_ends(any_client: kedge.Clien
     for path, state in theirs["model"].states(brainstate.ParamState).items():
         for leaf, value in state.value.items():
             got = ours["model"].states(brainstate.ParamState)[path].value[leaf]
-            np.testing.assert_allclose(got, value, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(got, value, rtol=0, atol=2e-6)  # found: at most 2e-7

@@ -49,7 +49,8 @@ class Tensors:
 
     def select(self, states: Any) -> "Tensors":
         """Those of a tree alone, by the paths that they have here."""
-        return self.without(self.without([entry.state for entry in _entries(states)]).by_path().values())
+        wanted = {id(entry.state) for entry in _entries(states)}
+        return Tensors(tuple(entry for entry in self.entries if id(entry.state) in wanted))
 
     def without(self, states: Iterable[brainstate.State[Any]]) -> "Tensors":
         """All but these States."""

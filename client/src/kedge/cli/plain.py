@@ -7,7 +7,8 @@ import dataclasses
 import math
 from typing import Any
 
-from kedge.optim import Lookahead, Optimizer
+from kedge.optim import Lookahead, Optax, Optimizer
+from kedge.optim.controls import Change, RecordedChange
 from kedge.policies import Policy
 from kedge.transport.values import RunInfo
 from kedge.wire.manifest import DTYPES, Manifest
@@ -21,6 +22,8 @@ def run_fields(info: RunInfo) -> dict[str, Any]:
         "parameter_count": info.parameter_count,
         "optimizer": _with_type(info.optimizer),
         "aggregation": _with_type(info.aggregation),
+        "groups": [_with_type(group) for group in info.groups],
+        "changes": [{"step": made.step, "group": made.group} | _with_type(made.change) for made in info.changes],
         "status": _finite(dataclasses.asdict(info.status)),
     }
 
@@ -38,8 +41,15 @@ def size_bytes(manifest: Manifest) -> int:
 
 def optimizer_title(optimizer: Optimizer) -> str:
     """Its name, with that of the optimizer inside it: Lookahead(AdaBelief)."""
-    name = type(optimizer).__name__
-    return f"{name}({type(optimizer.base_optimizer).__name__})" if isinstance(optimizer, Lookahead) else name
+    if isinstance(optimizer, Lookahead):
+        return f"Lookahead({optimizer_title(optimizer.base_optimizer)})"
+    return f"Optax({optimizer.name!r})" if isinstance(optimizer, Optax) else type(optimizer).__name__
+
+
+def change_title(made: RecordedChange) -> str:
+    """A change of hyperparameters as it was made: lr=0.01, weight_decay=0.1 from step 200."""
+    given = ", ".join(f"{field}={value!r}" for field, value in made.change._asdict().items() if value is not None)
+    return f"{given}{f' of group {made.group!r}' if made.group else ''} from step {made.step}"
 
 
 def policy_title(policy: Policy) -> str:
@@ -50,6 +60,14 @@ def policy_title(policy: Policy) -> str:
 
 
 def _with_type(value: Any) -> Any:
+    if isinstance(value, Change):
+        return _with_type({field: of for field, of in value._asdict().items() if of is not None})
+    if isinstance(value, dict):
+        return {key: _with_type(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_with_type(item) for item in value]
+    if value == math.inf:
+        return "off"  # a clip
     if not dataclasses.is_dataclass(value):
         return value
     fields = {field.name: _with_type(getattr(value, field.name)) for field in dataclasses.fields(value)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from kedge.cli.plain import optimizer_title, policy_title, size_bytes
+from kedge.cli.plain import change_title, optimizer_title, policy_title, size_bytes
 from kedge.transport.values import RoundStatus, RunInfo, WorkerStatus
 from kedge.wire.manifest import Manifest
 from kedge.wire.names import parse_run, parse_worker
@@ -91,6 +91,8 @@ def run_details(info: RunInfo, manifest: Manifest) -> RenderableType:
         ("created", info.create_time.isoformat(sep=" ", timespec="seconds")),
         ("optimizer", repr(info.optimizer)),
         ("aggregation", repr(info.aggregation)),
+        *[("group", repr(group)) for group in info.groups],
+        *[("changed", change_title(made)) for made in info.changes],
         ("parameters", f"{info.parameter_count:,}"),
         ("tensors", f"{len(manifest.tensors):,} of {size_bytes(manifest):,} bytes"),
         ("step", str(status.step)),

@@ -20,26 +20,26 @@ from kedge.adapters.optax import from_optax
 BATCH_SIZE = 32
 TEST_COUNT = 360
 
-Batch = tuple[np.ndarray, np.ndarray]
+Batch = tuple[jax.Array, jax.Array]
 
 
 def load() -> tuple[Batch, Batch]:
     """Images of shape [count, 64] with their labels: those to train with, and those to test with."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
-    images, labels = (images[order] / 16).astype(np.float32), labels[order]
+    images, labels = jnp.asarray(images[order] / 16, jnp.float32), jnp.asarray(labels[order])
     return (images[TEST_COUNT:], labels[TEST_COUNT:]), (images[:TEST_COUNT], labels[:TEST_COUNT])
 
 
 @eqx.filter_jit
 @eqx.filter_value_and_grad
-def value_and_grad(model: eqx.Module, images: jax.Array, labels: jax.Array) -> jax.Array:
+def value_and_grad(model: eqx.nn.MLP, images: jax.Array, labels: jax.Array) -> jax.Array:
     """The mean cross entropy of a minibatch, and its gradient."""
     log_odds = jax.nn.log_softmax(jax.vmap(model)(images))
     return -jnp.mean(jnp.take_along_axis(log_odds, labels[:, None], axis=1))
 
 
-def train(model: eqx.Module, digits: Batch, run: kedge.adapters.jax.JaxRun, steps: int) -> eqx.Module:
+def train(model: eqx.nn.MLP, digits: Batch, run: kedge.adapters.jax.JaxRun, steps: int) -> eqx.nn.MLP:
     """The model after so many steps."""
     images, labels = digits
     generator = np.random.default_rng()
@@ -57,7 +57,7 @@ def train(model: eqx.Module, digits: Batch, run: kedge.adapters.jax.JaxRun, step
     return model
 
 
-def accuracy(model: eqx.Module, images: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(model: eqx.nn.MLP, images: jax.Array, labels: jax.Array) -> float:
     """The share of images that are read right."""
     return float(jnp.mean(jnp.argmax(jax.vmap(model)(images), axis=1) == labels))
 

@@ -5,11 +5,13 @@ Start a server with `kedge-server serve --listen 127.0.0.1:50051`, then this wit
 """
 
 import argparse
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from sklearn.datasets import load_digits
 
 import kedge
@@ -26,14 +28,14 @@ class Network(nnx.Module):
     """Scores of shape [count, 10] for images of shape [count, 8, 8, 1]."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        self.convolution = nnx.Conv(1, 16, kernel_size=(3, 3), rngs=rngs)
+        self.convolution = nnx.Conv(1, 16, kernel_size=(3, 3), strides=2, rngs=rngs)
         self.hidden = nnx.Linear(4 * 4 * 16, 64, rngs=rngs)
         self.output = nnx.Linear(64, 10, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: ArrayLike) -> jax.Array:
         """The greater the score the likelier the digit."""
-        seen = nnx.max_pool(nnx.relu(self.convolution(images)), (2, 2), strides=(2, 2))
-        return self.output(nnx.relu(self.hidden(seen.reshape(len(images), -1))))
+        seen = nnx.relu(self.convolution(jnp.asarray(images)))
+        return self.output(nnx.relu(self.hidden(seen.reshape(len(seen), -1))))
 
 
 def load() -> tuple[Batch, Batch]:
@@ -46,12 +48,12 @@ def load() -> tuple[Batch, Batch]:
 
 def train(network: Network, digits: Batch, run: kedge.adapters.jax.JaxRun, steps: int) -> None:
     """Contributes until the run has made so many steps."""
-    structure, _, rest = nnx.split(network, nnx.Param, ...)
+    structure, _ = nnx.split(network, nnx.Param)
 
     @jax.jit
     @jax.value_and_grad
-    def value_and_grad(params: nnx.State, images: jax.Array, labels: jax.Array) -> jax.Array:
-        log_odds = jax.nn.log_softmax(nnx.merge(structure, params, rest)(images))
+    def value_and_grad(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        log_odds = jax.nn.log_softmax(nnx.merge(structure, params)(images))
         return -jnp.mean(jnp.take_along_axis(log_odds, labels[:, None], axis=1))
 
     images, labels = digits

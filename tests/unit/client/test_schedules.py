@@ -253,6 +253,15 @@ def test_schedules_of_equal_meaning_are_equal_and_hash_alike() -> None:
     assert optim.CyclicLR(scale_mode="iterations") == optim.CyclicLR()
 
 
+def test_schedule_is_shown_as_its_constructor_takes_it() -> None:
+    shown = "StepLR(base_lr=1.0, step_size=30, gamma=0.1, last_epoch=0, steps_per_epoch=1, tick='step')"
+    assert repr(optim.StepLR(1)) == shown
+    chain = optim.ChainedScheduler([optim.StepLR(1)])
+    assert repr(chain) == f"ChainedScheduler(schedulers=({shown},), last_epoch=0, steps_per_epoch=1, tick='step')"
+    for schedule in (optim.CyclicLR(0.1), optim.OneCycleLR(0.1, epochs=3, steps_per_epoch=4)):
+        assert eval(repr(schedule), vars(optim)) == schedule
+
+
 def test_schedule_cannot_be_changed_but_replaced() -> None:
     schedule = optim.CyclicLR()
     with pytest.raises(FrozenInstanceError):

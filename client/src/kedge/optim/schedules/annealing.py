@@ -6,7 +6,7 @@ from kedge.optim._checks import check
 from kedge.optim.schedules.base import TickingSchedule, blend, check_epochs, check_rates, half_cosine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CosineAnnealingLR(TickingSchedule):
     """From `base_lr` along half a cosine to `eta_min`, which is reached at epoch `T_max` and kept.
 
@@ -34,7 +34,7 @@ class CosineAnnealingLR(TickingSchedule):
         return half_cosine(self.base_lr, self.eta_min, min(epoch, self.T_max) / self.T_max)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CosineAnnealingWarmRestarts(TickingSchedule):
     """From `base_lr` along half a cosine to `eta_min`, again and again, each time `T_mult` times as long.
 
@@ -69,7 +69,7 @@ class CosineAnnealingWarmRestarts(TickingSchedule):
         return half_cosine(self.base_lr, self.eta_min, since / length)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WarmupScheduler(TickingSchedule):
     """Linearly from `warmup_start_lr` to `base_lr`, then `base_lr`.
 
@@ -95,7 +95,7 @@ class WarmupScheduler(TickingSchedule):
         return blend(self.warmup_start_lr, self.base_lr, epoch / self.warmup_epochs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WarmupCosineSchedule(TickingSchedule):
     """Linearly from `warmup_start_lr` to `base_lr`, then along half a cosine to `eta_min`, which is kept.
 

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
 
 from kedge.optim._checks import FLOAT32_MAX, check, check_count, check_number, check_rate
@@ -45,6 +45,11 @@ class Schedule:
         """The rate after so many ticks (0: that of the first step); never more than float32 holds."""
         return min(self._rate(tick + self.last_epoch), FLOAT32_MAX)
 
+    def __repr__(self) -> str:
+        shown = [each for each in fields(self) if each.repr]  # type: ignore[arg-type]  # every subclass is a dataclass
+        shown.sort(key=lambda each: each.kw_only)  # as the constructor has them
+        return f"{type(self).__name__}({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in shown)})"
+
     @property
     def steps_per_tick(self) -> int:
         """Applied steps in a tick, where ticks go by steps."""
@@ -59,7 +64,7 @@ class Schedule:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TickingSchedule(Schedule):
     """A schedule whose ticks may be of several steps: all but `OneCycleLR`."""
 

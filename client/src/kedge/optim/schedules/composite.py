@@ -44,7 +44,7 @@ class Composite(TickingSchedule):
             raise ValueError(f"schedulers has {_depth(self)} levels: it must have at most {MAX_DEPTH}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChainedScheduler(Composite):
     """The first schedule's `base_lr` times the factor of each schedule: its rate divided by its own `base_lr`.
 
@@ -68,7 +68,7 @@ class ChainedScheduler(Composite):
         return rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SequentialLR(Composite):
     """`schedulers[0]` before epoch `milestones[0]`, `schedulers[1]` from there on, and so on.
 

@@ -20,7 +20,7 @@ from kedge.optim.schedules.base import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CyclicLR(TickingSchedule):
     """Linearly from `base_lr` up to `max_lr` and down again, again and again.
 
@@ -81,7 +81,7 @@ class CyclicLR(TickingSchedule):
         return self.step_size_up if self.step_size_down is None else self.step_size_down
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OneCycleLR(Schedule):
     """Linearly from `max_lr / div_factor` to `max_lr`, then down to `max_lr / final_div_factor`, which is kept.
 

@@ -17,7 +17,7 @@ from kedge.optim.schedules.base import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepLR(TickingSchedule):
     """`base_lr * gamma ** (epoch // step_size)`.
 
@@ -42,7 +42,7 @@ class StepLR(TickingSchedule):
         return grown(self.base_lr, self.gamma, epoch // self.step_size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MultiStepLR(TickingSchedule):
     """`base_lr * gamma ** n`, where n is the number of milestones that are not after the epoch.
 
@@ -67,7 +67,7 @@ class MultiStepLR(TickingSchedule):
         return grown(self.base_lr, self.gamma, bisect_right(self.milestones, epoch))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExponentialLR(TickingSchedule):
     """`base_lr * gamma ** epoch`.
 
@@ -89,7 +89,7 @@ class ExponentialLR(TickingSchedule):
         return grown(self.base_lr, self.gamma, epoch)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExponentialDecayLR(TickingSchedule):
     """`base_lr * decay_rate ** (max(0, epoch - transition_begin) / decay_steps)`, bounded by `end_value`.
 
@@ -129,7 +129,7 @@ class ExponentialDecayLR(TickingSchedule):
         return max(rate, self.end_value) if self.decay_rate < 1 else min(rate, self.end_value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PolynomialLR(TickingSchedule):
     """`base_lr * (1 - min(epoch, total_iters) / total_iters) ** power`.
 

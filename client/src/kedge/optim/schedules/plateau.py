@@ -20,7 +20,7 @@ class PlateauState(NamedTuple):
     """Ticks of the cooldown that are left."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReduceLROnPlateau(TickingSchedule):
     """Reduces the rate when the workers' loss has not improved for more than `patience` ticks.
 

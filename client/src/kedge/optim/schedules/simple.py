@@ -18,7 +18,7 @@ from kedge.optim.schedules.base import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConstantLR(TickingSchedule):
     """`base_lr * factor` for the first `total_iters` epochs, then `base_lr`.
 
@@ -43,7 +43,7 @@ class ConstantLR(TickingSchedule):
         return self.base_lr * (self.factor if epoch < self.total_iters else 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LinearLR(TickingSchedule):
     """`base_lr` times a factor that goes linearly from `start_factor` to `end_factor`, and stays there.
 
@@ -72,7 +72,7 @@ class LinearLR(TickingSchedule):
         return self.base_lr * blend(self.start_factor, self.end_factor, epoch / self.total_iters)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PiecewiseConstantSchedule(TickingSchedule):
     """`values[0]` before epoch `boundaries[0]`, `values[1]` from there on, and so on.
 

@@ -88,7 +88,7 @@ class RemoteOptimizer:
         check_lr(value)
         if hasattr(self._lr, "current_lrs"):
             self._lr.current_lrs.value = [value, *self._lr.current_lrs.value[1:]]
-            self._last_rate = value
+            pass
         self.param_groups[0]["lr"].value = value
         if self._worker is not None:
             self.run.set_hyperparameters(lr=value)

@@ -97,7 +97,7 @@ class Tensors:
             own = dict(_named_leaves(path, value)) if value is not None else {}
             zeros = {name: leaf for name, leaf in _named_leaves(path, state.value) if name not in own}
             named |= own | {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in zeros.items()}
-        pass
+        _refuse_tracers(named)
         return named
 
     def write(self, arrays: Mapping[str, np.ndarray]) -> None:

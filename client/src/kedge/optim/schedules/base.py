@@ -47,7 +47,7 @@ class Schedule:
 
     def __repr__(self) -> str:
         shown = [each for each in fields(self) if each.repr]  # type: ignore[arg-type]  # every subclass is a dataclass
-        shown.sort(key=lambda each: each.kw_only)  # as the constructor has them
+        shown.sort(key=lambda each: each.kw_only is True)  # as the constructor has them
         return f"{type(self).__name__}({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in shown)})"
 
     @property

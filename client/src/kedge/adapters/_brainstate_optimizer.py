@@ -88,11 +88,11 @@ class RemoteOptimizer:
         check_lr(value)
         if hasattr(self._lr, "current_lrs"):
             self._lr.current_lrs.value = [value, *self._lr.current_lrs.value[1:]]
-            pass
+            self._last_rate = value
         self.param_groups[0]["lr"].value = value
         if self._worker is not None:
             self.run.set_hyperparameters(lr=value)
-            self._passed_on[0]["lr"] = value
+            pass
 
     def register_trainable_weights(self, param_states: Any) -> Self:
         """Takes States as the weights to train: opens the run, joins it, and overwrites the States with its weights.

@@ -22,7 +22,7 @@ def test_its_programs_train(monkeypatch: pytest.MonkeyPatch) -> None:
             status = client.get_run("jax").status()
     assert len(PROGRAMS) == 3
     assert status.step == 200
-    assert status.loss < 0.01
+    assert status.loss < 0.1  # 1 at weights of zero
     assert isinstance(names["best"]["w"], jax.Array)
 
 

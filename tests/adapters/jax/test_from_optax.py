@@ -94,6 +94,10 @@ READ = {
         optax.nadam(0.02, b1=0.8),
         optim.Optax("adam", lr=0.02, b1=0.8, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=True),
     ),
+    "nadamw": (
+        optax.nadamw(0.02, b1=0.8, weight_decay=0.1),
+        optim.Optax("adamw", lr=0.02, b1=0.8, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=True, weight_decay=0.1),
+    ),
     "an alias for an argument that the class has not": (
         optax.radam(0.02, threshold=4.0),
         optim.Optax("radam", lr=0.02, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, threshold=4.0, nesterov=False),

@@ -207,10 +207,39 @@ def test_traced_gradient_is_refused_and_not_sent(fake_client):
         assert run.run.status().applied_count == 0
 
 
-def test_other_run_of_that_name_is_refused(fake_client):
-    kedge.adapters.jax.create_run(fake_client, "r", params=jnp.zeros(2), optimizer=SGD, aggregation=ALONE)
+def test_run_is_found_by_params_whose_keys_jax_has_sorted(fake_client):
+    params = {"z": jnp.array([1.0]), "a": {"y": jnp.array([2.0, 3.0]), "b": jnp.array([4.0])}}
+    aggregation = kedge.Asynchronous()
+    first = kedge.adapters.jax.create_run(fake_client, "r", params=params, optimizer=SGD, aggregation=aggregation)
+    ordered = jax.jit(lambda tree: tree)(params)
+    assert list(ordered) == ["a", "z"]
+    second = kedge.adapters.jax.get_or_create_run(
+        fake_client, "r", params=ordered, optimizer=SGD, aggregation=aggregation
+    )
+    assert second.run.manifest == first.run.manifest
+    with second.join() as worker:
+        worker.pull()
+        stepped = worker.step({"a": {"b": jnp.array([1.0]), "y": jnp.array([2.0, 3.0])}, "z": jnp.array([0.5])})
+
+    jax.tree.map(np.testing.assert_array_equal, stepped, {"z": [0.5], "a": {"y": [0, 0], "b": [3]}})
+
+
+@pytest.mark.parametrize(
+    ("params", "optimizer"),
+    [
+        ({"z": jnp.zeros(3), "a": jnp.zeros(2)}, SGD),
+        ({"a": jnp.zeros(2), "z": jnp.zeros(2), "more": jnp.zeros(2)}, SGD),
+        ({"a": jnp.zeros(2, jnp.bfloat16), "z": jnp.zeros(2)}, SGD),
+        ({"a": jnp.zeros(2), "z": jnp.zeros(2)}, optim.SGD(lr=0.5)),
+        ({"z": jnp.zeros(2), "a": jnp.zeros(2)}, optim.SGD(lr=0.5)),
+    ],
+    ids=["shape", "tensors", "dtype", "optimizer", "optimizer alone"],
+)
+def test_other_run_of_that_name_is_refused(fake_client, params, optimizer):
+    held = {"z": jnp.zeros(2), "a": jnp.zeros(2)}
+    kedge.adapters.jax.create_run(fake_client, "r", params=held, optimizer=SGD, aggregation=ALONE)
     with pytest.raises(kedge.KedgeError) as error:
-        kedge.adapters.jax.get_or_create_run(fake_client, "r", params=jnp.zeros(3), optimizer=SGD, aggregation=ALONE)
+        kedge.adapters.jax.get_or_create_run(fake_client, "r", params=params, optimizer=optimizer, aggregation=ALONE)
     assert error.value.reason == "RUN_MISMATCH"
 
 

@@ -257,6 +257,14 @@ def test_message_of_too_many_schedules_is_refused_before_any_is_made(monkeypatch
     assert not made
 
 
+def test_message_of_too_many_bytes_is_refused() -> None:
+    long = optim.PiecewiseConstantSchedule(boundaries=range(2**60, 2**60 + 999), values=[0.5] * 1000)
+    assert rate_from_wire(rate_to_wire(long), "lr") == long
+    with pytest.raises(KedgeError, match="it must be at most 32768") as caught:
+        rate_from_wire(rate_to_wire(optim.SequentialLR([long, long], [5])), "lr")
+    assert caught.value.metadata["field"] == "lr"
+
+
 def test_message_of_as_many_levels_as_are_allowed_is_taken() -> None:
     schedule = rate_from_wire(deep(16), "lr")
     assert isinstance(schedule, optim.SequentialLR)

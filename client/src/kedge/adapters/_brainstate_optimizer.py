@@ -92,7 +92,7 @@ class RemoteOptimizer:
         self.param_groups[0]["lr"].value = value
         if self._worker is not None:
             self.run.set_hyperparameters(lr=value)
-            pass
+            self._passed_on[0]["lr"] = value
 
     def register_trainable_weights(self, param_states: Any) -> Self:
         """Takes States as the weights to train: opens the run, joins it, and overwrites the States with its weights.

@@ -27,10 +27,13 @@ except ImportError as error:
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kedge import optim, policies
 from kedge.adapters._jax_run import JaxRun, JaxWorker
 from kedge.adapters._jax_tree import Structure
 from kedge.client import Client
+from kedge.errors import ConflictError
 
 if TYPE_CHECKING:
     from kedge.adapters._jax_remote import Remote
@@ -84,7 +87,8 @@ def get_or_create_run(
     Args:
         client: as `kedge.connect` makes it.
         name: as for `Client.create_run`.
-        params: as for `create_run`. If the run exists, only names, shapes, dtypes, order and placement matter.
+        params: as for `create_run`. If the run exists, only names, shapes, dtypes and placement matter: the order does
+            not, since JAX's functions sort the keys of the dicts that they return.
         optimizer: as for `Client.get_or_create_run`.
         aggregation: as for `Client.get_or_create_run`.
         groups: as for `Client.get_or_create_run`.
@@ -94,10 +98,23 @@ def get_or_create_run(
         KedgeError: RUN_MISMATCH if the run that exists is another one; also those of `create_run`.
     """
     structure = Structure(params)
-    run = client.get_or_create_run(
-        name, params=structure.to_host(params), optimizer=optimizer, aggregation=aggregation, groups=groups
-    )
-    return JaxRun(run, structure)
+    arrays = structure.to_host(params)
+
+    def open_with(ordered: dict[str, np.ndarray]) -> JaxRun:
+        run = client.get_or_create_run(
+            name, params=ordered, optimizer=optimizer, aggregation=aggregation, groups=groups
+        )
+        return JaxRun(run, structure)
+
+    try:
+        return open_with(arrays)
+    except ConflictError as error:
+        if error.reason != "RUN_MISMATCH":
+            raise
+        names = [spec.name for spec in client.get_run(name).manifest.tensors]
+        if names == list(arrays) or set(names) != arrays.keys():
+            raise
+    return open_with({tensor: arrays[tensor] for tensor in names})
 
 
 def get_run(client: Client, name: str, *, like: Any) -> JaxRun:

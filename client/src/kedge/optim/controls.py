@@ -13,7 +13,7 @@ from kedge.optim.groups import Group, check_changes
 from kedge.optim.schedules import PlateauState, ReduceLROnPlateau, Schedule
 from kedge.optim.spec import Settings, UpdateSpec
 
-RECORDED_CHANGE_COUNT = 64
+RECORDED_CHANGE_COUNT = 32
 
 ValueT = TypeVar("ValueT")
 

@@ -94,7 +94,7 @@ class RunInfo:
         optimizer: as it was created.
         aggregation: how contributions become steps.
         groups: its parameter groups, as it was created.
-        changes: the changes of hyperparameters that were made by hand, oldest first; of many the last 64.
+        changes: the changes of hyperparameters that were made by hand, oldest first; of many the last 32.
         status: where it stands.
         manifest: its tensors; None in a list of runs.
     """

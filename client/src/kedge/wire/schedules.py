@@ -30,6 +30,9 @@ _KINDS: dict[str, type[Any]] = {
     "sequential_lr": optim.SequentialLR,
     "reduce_lr_on_plateau": optim.ReduceLROnPlateau,
 }
+MAX_MESSAGE_BYTES = 32 << 10
+"""Of one learning rate: a run's answer holds those of its groups and of its last changes, and has to fit one message."""
+
 _CAPITALS = {"t_max": "T_max", "t_0": "T_0", "t_mult": "T_mult"}
 
 
@@ -106,6 +109,8 @@ def _check_size(message: schedule_pb2.LearningRate, field: str) -> None:
         if count > MAX_SCHEDULES or depth > MAX_DEPTH + 1:
             most = f"{MAX_SCHEDULES} schedules and {MAX_DEPTH} levels"
             raise invalid(field, f"the schedule is made of too many others: at most {most} are allowed")
+    if message.ByteSize() > MAX_MESSAGE_BYTES:
+        raise invalid(field, f"the schedule takes {message.ByteSize()} bytes: it must be at most {MAX_MESSAGE_BYTES}")
 
 
 def _inner(message: schedule_pb2.LearningRate) -> Iterable[schedule_pb2.LearningRate]:

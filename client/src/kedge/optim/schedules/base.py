@@ -12,7 +12,7 @@ Tick = Literal["step", "manual"]
 
 MAX_EPOCH = 2**63 - 1
 """The greatest number of ticks or epochs that a field holds."""
-MAX_ENTRIES = 10_000
+MAX_ENTRIES = 1000
 """The greatest length of a field that holds several values."""
 
 

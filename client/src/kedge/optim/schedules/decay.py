@@ -48,7 +48,7 @@ class MultiStepLR(TickingSchedule):
 
     Attributes:
         base_lr: the first rate, >= 0.
-        milestones: epochs in any order, each >= 0, at most 10,000; one that stands twice decays twice.
+        milestones: epochs in any order, each >= 0, at most 1000; one that stands twice decays twice.
         gamma: the factor of a decay, > 0.
         last_epoch: the epoch to begin at; this, `steps_per_epoch` and `tick` as in `Schedule`.
     """

@@ -78,7 +78,7 @@ class PiecewiseConstantSchedule(TickingSchedule):
 
     Attributes:
         base_lr: what a `ChainedScheduler` divides the rate by, >= 0; of no other effect.
-        boundaries: epochs, each greater than the one before, at most 10,000; None is the default.
+        boundaries: epochs, each greater than the one before, at most 1000; None is the default.
         values: rates (not factors), each >= 0, one more than boundaries; None is the default.
         last_epoch: the epoch to begin at; this, `steps_per_epoch` and `tick` as in `Schedule`.
     """

@@ -157,6 +157,26 @@ def test_setting_the_rate_wins_over_one_that_another_worker_set(client: kedge.Cl
         assert moves(optimizer, weights, 1) == [0.5]
 
 
+def test_a_rate_that_was_passed_on_is_not_passed_on_again(client: kedge.Client, weights: Any) -> None:
+    scheduler = kb.ExponentialLR(2.0, 0.5)
+    with sgd(client, scheduler, run="shared").register_trainable_weights(weights) as optimizer:
+        other = client.get_run("shared")
+        scheduler.step()
+        assert moves(optimizer, weights, 1) == [1.0]
+        other.set_hyperparameters(lr=0.25)
+        assert moves(optimizer, weights, 1) == [0.25]
+        optimizer.current_lr = 0.5
+        other.set_hyperparameters(lr=0.125)
+        assert moves(optimizer, weights, 1) == [0.125]
+
+
+def test_the_rate_of_the_first_group_is_the_one_that_was_set_last(client: kedge.Client, weights: Any) -> None:
+    with sgd(client, 0.5).register_trainable_weights(weights) as optimizer:
+        optimizer.current_lr = 0.25
+        optimizer.param_groups[0]["lr"].value = 0.125
+        assert moves(optimizer, weights, 1) == [0.125]
+
+
 @pytest.mark.parametrize("home", [kb, braintools.optim], ids=["kedge", "braintools"])
 def test_lr_apply_goes_by_the_rate_of_the_schedule(client: kedge.Client, weights: Any, home: Any) -> None:
     theirs = braintools.optim.Adam(braintools.optim.StepLR(0.5))

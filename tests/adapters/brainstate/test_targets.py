@@ -324,6 +324,18 @@ def test_a_name_with_wildcards_in_it_is_taken_literally(client: kedge.Client) ->
     assert odd["*[ab]?"].value.tolist() == [1.0]
 
 
+def test_a_group_that_is_added_to_a_closed_optimizer_waits_for_the_registration(client: kedge.Client) -> None:
+    weights, bias = states(a=[1.0]), states(b=[1.0])
+    params = kb.params(weights | bias)
+    run = create(client, params, optim.AdaBelief(), groups=[optim.Group("b", frozen=True)])
+    optimizer = kb.AdaBelief(run=run).register_trainable_weights(weights | bias)
+    optimizer.close()
+    optimizer.add_param_group(bias, frozen=True)
+    assert run.status().workers == ()
+    with optimizer.register_trainable_weights(weights):
+        assert len(run.status().workers) == 1
+
+
 def test_a_run_in_use_takes_no_more_groups(client: kedge.Client) -> None:
     weights = states(a=[1.0])
     with kb.AdaBelief(client=client).register_trainable_weights(weights) as optimizer:
@@ -397,7 +409,10 @@ def test_a_given_run_has_its_groups_already(client: kedge.Client) -> None:
     with optimizer.register_trainable_weights(weights):
         with pytest.raises(ValueError, match=r"lr is 0\.125, and the group 'biases' of runs/given has 0\.25"):
             optimizer.add_param_group(bias, lr=0.125)
+        optimizer.register_trainable_weights(bias)
+        worker = optimizer.state_dict()["worker"]
         optimizer.add_param_group(bias, lr=0.25)
+        assert optimizer.state_dict()["worker"] == worker
         assert optimizer.param_groups[1]["name"] == "biases"
         optimizer.update(ONES)
         optimizer.param_groups[1]["lr"] = 0.5

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P, SingleDeviceSharding
 import kedge, kedge.adapters.jax
 from kedge import optim
 
-mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
 
 def placed(array, *spec):
     return jax.device_put(array, NamedSharding(mesh, P(*spec)))

@@ -49,7 +49,8 @@ def test_optax_loop_goes_where_optax_goes(client, run_name):
         assert state.step == 20
     expected, _ = train(optax.with_extra_args_support(optax.sgd(0.05, momentum=0.9)))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), got, expected)
-    jax.tree.map(np.testing.assert_array_equal, got, run.pull())
+    # The bias begins at zero, so that some of its elements change by more than a factor of two in a step.
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-7, atol=1e-8), got, run.pull())
 
 
 def test_it_is_an_optax_transformation_and_may_end_a_chain(fake_client):

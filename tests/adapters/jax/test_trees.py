@@ -216,3 +216,17 @@ def test_params_without_values_make_no_run(fake_client):
     with pytest.raises(TypeError, match=r"'w' is traced.*outside"):
         jax.jit(lambda w: new_run(fake_client, {"w": w}).pull())(ones(1))
     assert fake_client.list_runs() == []
+
+
+def test_array_that_is_spread_over_processes_is_refused_with_what_to_do(fake_client):
+    class Spread:
+        """What a global array of several processes says of itself in each of them."""
+
+        dtype, shape, is_fully_addressable = np.dtype(np.float32), (2,), False
+
+    run = new_run(fake_client, {"w": ones(2)})
+    with run.join() as worker:
+        worker.pull()
+        with pytest.raises(TypeError, match=r"'w' is spread over several processes: gather it first"):
+            worker.step({"w": Spread()})
+    assert run.run.status().step == 0

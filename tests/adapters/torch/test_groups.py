@@ -2,11 +2,12 @@
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
 import kedge
 from kedge import optim
-from kedge.adapters.torch import RemoteOptimizer
+
+torch = pytest.importorskip("torch")
+
+from kedge.adapters.torch import RemoteOptimizer  # noqa: E402  it needs PyTorch
 
 loss_of = torch.nn.functional.cross_entropy
 lr_scheduler = torch.optim.lr_scheduler
@@ -98,9 +99,13 @@ def test_plateau_scheduler_of_torch_lowers_the_runs_rate(client, run_name):
 
 
 def test_momentum_is_not_the_workers_to_cycle(client, run_name):
-    with RemoteOptimizer.create(torch.nn.Linear(1, 1), client, run_name, optim.SGD(lr=0.5, momentum=0.9)) as optimizer:
-        with pytest.raises(ValueError, match="cycle_momentum"):
-            lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=5)
+    model = torch.nn.Linear(1, 1)
+    settings = optim.SGD(lr=0.5, momentum=0.9)
+    with (
+        RemoteOptimizer.create(model, client, run_name, settings) as optimizer,
+        pytest.raises(ValueError, match="cycle_momentum"),
+    ):
+        lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=5)
 
 
 def test_workers_that_run_the_same_scheduler_change_the_rate_once(client, run_name, in_background):
@@ -164,7 +169,7 @@ def test_rate_out_of_range_is_refused_and_nothing_pushed(client, run_name, bad):
     model = torch.nn.Linear(1, 1)
     with RemoteOptimizer.create(model, client, run_name, optim.SGD(lr=1.0)) as optimizer:
         only(optimizer)["lr"] = bad
-        with pytest.raises(ValueError, match="^lr is"):
+        with pytest.raises(ValueError, match=r"^lr is"):
             step(optimizer)
         assert optimizer.run.status().workers[0].last_sequence == 0
         only(optimizer)["lr"] = 0.5

@@ -11,11 +11,12 @@ import sys
 import pytest
 from server_process import ServerProcess
 
-torch = pytest.importorskip("torch")
-
 import kedge
 from kedge import KedgeError, optim
-from kedge.adapters.torch import RemoteOptimizer
+
+torch = pytest.importorskip("torch")
+
+from kedge.adapters.torch import RemoteOptimizer  # noqa: E402  it needs PyTorch
 
 SGD = optim.SGD(lr=1.0)
 lr_scheduler = torch.optim.lr_scheduler
@@ -138,16 +139,20 @@ def test_state_of_a_run_that_was_made_anew_under_its_name_is_refused(client, run
     with RemoteOptimizer.create(linear(), client, run_name, SGD) as optimizer:
         state = optimizer.state_dict()
         optimizer.run.delete()
-    with RemoteOptimizer.create(linear(), client, run_name, SGD) as other:
-        with pytest.raises(ValueError, match="open the run that it names"):
-            other.load_state_dict(state)
+    with (
+        RemoteOptimizer.create(linear(), client, run_name, SGD) as other,
+        pytest.raises(ValueError, match="open the run that it names"),
+    ):
+        other.load_state_dict(state)
 
 
 def test_state_of_another_kind_of_optimizer_is_refused(client, run_name):
     model = linear()
-    with RemoteOptimizer.create(model, client, run_name, SGD) as optimizer:
-        with pytest.raises(ValueError, match="of another kind of optimizer"):
-            optimizer.load_state_dict(torch.optim.Adam(model.parameters()).state_dict())
+    with (
+        RemoteOptimizer.create(model, client, run_name, SGD) as optimizer,
+        pytest.raises(ValueError, match="of another kind of optimizer"),
+    ):
+        optimizer.load_state_dict(torch.optim.Adam(model.parameters()).state_dict())
 
 
 def test_state_of_other_parameter_groups_is_refused(client, run_name):
@@ -155,16 +160,19 @@ def test_state_of_other_parameter_groups_is_refused(client, run_name):
     with RemoteOptimizer.create(model, client, run_name, SGD) as optimizer:
         groups = [{"params": [("weight", model.weight)]}, {"params": [("bias", model.bias)]}]
         with RemoteOptimizer(groups, run=optimizer.run) as other:
-            with pytest.raises(ValueError, match="different number of parameter groups"):
-                optimizer.load_state_dict(other.state_dict())
+            state = other.state_dict()
+        with pytest.raises(ValueError, match="different number of parameter groups"):
+            optimizer.load_state_dict(state)
         step(optimizer)
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_copies_are_refused_with_what_to_do(client, run_name, duplicate):
-    with RemoteOptimizer.create(linear(), client, run_name, SGD) as optimizer:
-        with pytest.raises(TypeError, match=r"use its state_dict\(\)"):
-            duplicate(optimizer)
+    with (
+        RemoteOptimizer.create(linear(), client, run_name, SGD) as optimizer,
+        pytest.raises(TypeError, match=r"use its state_dict\(\)"),
+    ):
+        duplicate(optimizer)
 
 
 # The end
@@ -199,8 +207,8 @@ def test_failed_first_pull_gives_the_lease_back(client, run_name, monkeypatch):
     def fail(*_):
         raise KedgeError("SERVER_UNAVAILABLE", "no answer")
 
-    with monkeypatch.context() as patch, pytest.raises(KedgeError, match="no answer"):
-        patch.setattr(kedge.Worker, "pull", fail)
+    monkeypatch.setattr(kedge.Worker, "pull", fail)
+    with pytest.raises(KedgeError, match="no answer"):
         RemoteOptimizer(model.named_parameters(), run=run)
     assert run.status().workers == ()
 
@@ -225,9 +233,8 @@ def test_worker_that_is_given_stays_open(client, run_name):
 )
 def test_worker_that_is_given_has_joined_already(client, run_name, options, text):
     model = linear()
-    with RemoteOptimizer.create(model, client, run_name, SGD) as optimizer:
-        with pytest.raises(ValueError, match=text):
-            RemoteOptimizer(model.parameters(), run=optimizer.run, worker=optimizer.worker, **options)
+    with RemoteOptimizer.create(model, client, run_name, SGD) as optimizer, pytest.raises(ValueError, match=text):
+        RemoteOptimizer(model.parameters(), run=optimizer.run, worker=optimizer.worker, **options)
 
 
 def test_worker_of_another_run_is_refused(client, run_name):
@@ -235,9 +242,9 @@ def test_worker_of_another_run_is_refused(client, run_name):
     with (
         RemoteOptimizer.create(model, client, run_name, SGD) as one,
         RemoteOptimizer.create(model, client, f"{run_name}-2", SGD) as two,
+        pytest.raises(ValueError, match=f"none of runs/{run_name}: join that run"),
     ):
-        with pytest.raises(ValueError, match=f"none of runs/{run_name}: join that run"):
-            RemoteOptimizer(model.parameters(), run=one.run, worker=two.worker)
+        RemoteOptimizer(model.parameters(), run=one.run, worker=two.worker)
 
 
 SETTING = """
@@ -276,8 +283,7 @@ def start(run_name):
     def start(source, address):
         command = [sys.executable, "-W", "error", "-c", SETTING + source, address, run_name]
         pipe = subprocess.PIPE
-        # gRPC says of every fork that it does nothing about it.
-        environment = os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "false"}
+        environment = os.environ | {"GRPC_VERBOSITY": "ERROR"}  # else gRPC mentions every fork
         started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment))
         return started[-1]
 

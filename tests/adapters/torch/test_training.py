@@ -4,11 +4,12 @@ import copy
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
 import kedge
 from kedge import optim
-from kedge.adapters.torch import RemoteOptimizer
+
+torch = pytest.importorskip("torch")
+
+from kedge.adapters.torch import RemoteOptimizer  # noqa: E402  it needs PyTorch
 
 loss_of = torch.nn.functional.cross_entropy
 
@@ -101,7 +102,7 @@ def test_lookahead_is_torchs_optimizer_with_its_weights_pulled_back(client, run_
         train(reference, inner, batches[begin : begin + 5])
         with torch.no_grad():
             for fast_p, slow_p in zip(reference.parameters(), slow.parameters(), strict=True):
-                slow_p += 0.5 * (fast_p - slow_p)
+                slow_p.add_(fast_p - slow_p, alpha=0.5)
                 fast_p.copy_(slow_p)
     assert_close(model, reference)
     assert_close(model, slow)

@@ -10,7 +10,7 @@ import numpy as np
 from kedge import optim, tree
 from kedge.client import Client, Run
 from kedge.optim.groups import assign
-from kedge.policies import Policy, Synchronous
+from kedge.policies import Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.names import run_name
 from kedge.worker import Worker
@@ -30,7 +30,6 @@ class Target:
         self._run = run if isinstance(run, Run) else None
         self._is_named = run is not None
         self._is_made_here = False
-        self._aggregation: Policy = Synchronous(quorum=1)
         name = run.name if isinstance(run, Run) else run or f"{kind.lower()}-{uuid.uuid4().hex[:8]}"
         self.name = run_name(name)
 
@@ -51,7 +50,11 @@ class Target:
         self._is_named = True
         self._is_made_here = not _exists(self._client, self.name)
         return self._client.get_or_create_run(
-            self.name, params=dict(arrays), optimizer=self._optimizer, aggregation=self._aggregation, groups=groups
+            self.name,
+            params=dict(arrays),
+            optimizer=self._optimizer,
+            aggregation=Synchronous(quorum=1),
+            groups=groups,
         )
 
     def check_complete(self, arrays: Mapping[str, Any]) -> None:
@@ -76,7 +79,6 @@ class Target:
                 f"{run.name} is in use, and its tensors and groups were fixed when it was created: call "
                 "add_param_group() before register_trainable_weights()"
             )
-        self._aggregation = run.aggregation
         worker.close()
         run.delete()
 

@@ -5,6 +5,10 @@ transformation is also refused where the optax at hand computes by another formu
 compared with the alias that it names: there the formula is optax's in any case.
 """
 
+from contextlib import AbstractContextManager
+from importlib import import_module
+from typing import Any
+
 import jax
 import numpy as np
 import optax
@@ -56,7 +60,7 @@ def _trial(rule: optim.Rule) -> tuple[np.ndarray, list[np.ndarray]]:
 def _moves(tx: optax.GradientTransformation, weights: np.ndarray, gradients: list[np.ndarray]) -> list[np.ndarray]:
     """By how much the transformation moves the weights at each step."""
     moves = []
-    with jax.enable_x64(True):
+    with _float64():
         state, update = tx.init(_tensors(weights)), jax.jit(tx.update)
         for gradient in gradients:
             updates, state = update(_tensors(gradient), state, _tensors(weights))
@@ -85,6 +89,15 @@ def _alias(rule: optim.Optax) -> optax.GradientTransformation:
         if limit is not None
     ]
     return optax.chain(*clips, getattr(optax, rule.name)(learning_rate=rule.lr, **dict(rule.arguments)))
+
+
+def _float64() -> AbstractContextManager[Any]:
+    """Lets JAX compute in float64."""
+    switch: Any = getattr(jax, "enable_x64", None)
+    if switch is None:  # before JAX 0.8
+        switch = import_module("jax.experimental").enable_x64
+    context: AbstractContextManager[Any] = switch(True)
+    return context
 
 
 def _tensors(flat: np.ndarray) -> dict[str, np.ndarray]:

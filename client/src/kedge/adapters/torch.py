@@ -85,6 +85,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         lease_seconds: float | None = None,
         allow_missing: bool = False,
     ) -> None:
+        if not isinstance(run, Run):
+            raise TypeError(f"run is {run!r}: give what client.get_run(name) returns, or use RemoteOptimizer.create")
         groups = _torch_params.named_groups(params, run.manifest, allow_missing=allow_missing)
         if len(groups) == 1:
             groups = _torch_groups.cut(groups[0], run)

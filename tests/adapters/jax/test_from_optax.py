@@ -267,6 +267,14 @@ def trace_that_forgets(decay, nesterov=False, accumulator_dtype=None):
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update_fn)
 
 
+def trace_that_rounds(decay, nesterov=False, accumulator_dtype=None):
+    def update_fn(updates, state, params=None):
+        moved = jax.tree.map(lambda g, t: g + decay * (1 - 1e-5) * t, updates, state)
+        return moved, moved
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update_fn)
+
+
 @pytest.mark.parametrize(
     ("name", "liar", "arguments"),
     [
@@ -274,6 +282,7 @@ def trace_that_forgets(decay, nesterov=False, accumulator_dtype=None):
         ("scale_by_adam", adam_of_uncorrected_moments, {}),
         ("clip_by_global_norm", clip_by_the_largest, {"max_norm": 1.0}),
         ("trace", trace_that_forgets, {"decay": 0.9}),
+        ("trace", trace_that_rounds, {"decay": 0.9}),
     ],
 )
 def test_transformation_that_does_something_else_than_it_looks_like_is_refused(monkeypatch, name, liar, arguments):

@@ -9,7 +9,7 @@ from kedge import optim
 
 torch = pytest.importorskip("torch")
 
-from kedge.adapters.torch import RemoteOptimizer  # noqa: E402  it needs PyTorch
+from kedge.adapters.torch import RemoteOptimizer, pull  # noqa: E402  it needs PyTorch
 
 loss_of = torch.nn.functional.cross_entropy
 
@@ -105,7 +105,9 @@ def test_lookahead_is_torchs_optimizer_with_its_weights_pulled_back(client, run_
                 slow_p.add_(fast_p - slow_p, alpha=0.5)
                 fast_p.copy_(slow_p)
     assert_close(model, reference)
-    assert_close(model, slow)
+    untrained = network(7)
+    untrained.load_state_dict(pull(optimizer.run, "slow"))
+    assert_close(untrained, slow)
 
 
 def test_convolutions_whose_gradients_lie_channels_last(client, run_name, batches):
@@ -178,6 +180,8 @@ def test_sixteen_bit_parameters_follow_weights_that_the_server_holds_in_float32(
     assert model.weight.dtype is dtype
     assert model.weight.tolist() == [[torch.tensor(1 - 2.0**-9).to(dtype).item(), 1.5]]
     assert held.tolist() == model.weight.tolist()
+    (pulled,) = pull(optimizer.run).values()
+    assert (pulled.dtype, pulled.tolist()) == (dtype, model.weight.tolist())
 
 
 @pytest.mark.parametrize("wire_dtype", ["bfloat16", "float16"])

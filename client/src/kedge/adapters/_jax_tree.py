@@ -67,7 +67,7 @@ class Structure:
         leaves, treedef = jax.tree.flatten(tree)
         if treedef == self._treedef:  # type: ignore[operator]  # jaxlib's stubs have no __eq__
             held = dict(zip(self._jax_order, leaves, strict=True))
-            named = held
+            named = {name: held[name] for name in self._places}
         else:
             named = {name: leaf for name, (_, leaf) in _named(tree).items()}
         for name, leaf in named.items():

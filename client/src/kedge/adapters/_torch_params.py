@@ -25,12 +25,11 @@ def as_array(tensor: Any) -> np.ndarray:
     return np.asarray(values.numpy())
 
 
-def copy_into(parameter: Any, array: np.ndarray) -> None:
-    """Sets a parameter's values in place, on the device and in the dtype that it has."""
+def as_tensor(array: np.ndarray) -> Any:
+    """The values of an array as a tensor, in memory that both share."""
     if array.dtype == _BFLOAT16:
-        parameter.copy_(torch.from_numpy(array.view(np.int16)).view(torch.bfloat16))
-    else:
-        parameter.copy_(torch.from_numpy(array))
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def gradient(name: str, parameter: Any) -> np.ndarray:

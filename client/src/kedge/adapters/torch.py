@@ -10,10 +10,6 @@
 Parameters travel; buffers, such as the running statistics of a batch norm, do not. docs/pytorch.md says the rest.
 """
 
-import atexit
-import os
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -25,13 +21,14 @@ except ModuleNotFoundError as error:
 import numpy as np
 
 from kedge import optim, policies, tree
-from kedge.adapters import _torch_groups, _torch_params
+from kedge.adapters import _torch_groups, _torch_leases, _torch_params
 from kedge.client import Client, Run
 from kedge.transport import RunInfo
+from kedge.weights import FastOrSlow
 from kedge.wire.names import parse_worker
 from kedge.worker import Worker
 
-__all__ = ["RemoteOptimizer"]
+__all__ = ["RemoteOptimizer", "pull"]
 
 _ALONE = policies.Synchronous(quorum=1)
 
@@ -99,7 +96,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._parts = parts
         self._parameters = _parameters(groups)
         self._worker = _joined(run, worker, name, wire_dtype=wire_dtype, lease_seconds=lease_seconds)
-        self._watch = _watch(self) if worker is None else None
+        self._lease = _torch_leases.Lease(self, self._worker) if worker is None else None
         try:
             self._take(self._worker.pull())
         except BaseException:
@@ -284,9 +281,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def close(self) -> None:
         """Gives the lease back. May be called twice; a worker that was given to the constructor stays open."""
-        if self._watch is not None and self._watch.detach():
-            _open_optimizers.pop(self, None)
-            self._worker.close()
+        if self._lease is not None:
+            self._lease.end()
 
     def __enter__(self) -> Self:
         return self
@@ -315,7 +311,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         arrays = tree.named_leaves(weights)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                _torch_params.copy_into(parameter, arrays[name])
+                parameter.copy_(_torch_params.as_tensor(arrays[name]))
 
     def _shown(self) -> list[dict[str, float]]:
         """What each parameter group was last made to show."""
@@ -326,29 +322,18 @@ class RemoteOptimizer(torch.optim.Optimizer):
         return shown
 
 
-_open_optimizers: "weakref.WeakKeyDictionary[RemoteOptimizer, int]" = weakref.WeakKeyDictionary()
-"""Those to close at exit, with the process that they were made in: a fork has copies of them, but not their leases."""
+def pull(run: Run, weights: FastOrSlow = "fast") -> dict[str, Any]:
+    """A run's weights as tensors on the CPU by name, without joining it: `model.load_state_dict` takes them.
 
+    A module with buffers, or with tied parameters, needs its `strict=False`.
 
-def _watch(optimizer: RemoteOptimizer) -> "weakref.finalize[..., RemoteOptimizer]":
-    """Has the lease given back when the optimizer is forgotten, or at exit."""
-    _open_optimizers[optimizer] = os.getpid()
-    finalizer = weakref.finalize(optimizer, _leave_in_background, optimizer.worker, os.getpid())
-    finalizer.atexit = False
-    return finalizer
+    Raises:
+        KedgeError: NO_SLOW_WEIGHTS, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
 
-
-@atexit.register
-def _leave_at_exit() -> None:
-    for optimizer, process_id in list(_open_optimizers.items()):
-        if process_id == os.getpid():
-            optimizer.close()
-
-
-def _leave_in_background(worker: Worker, process_id: int) -> None:
-    # The collector may run in any thread, one of gRPC's own too, where a call that waits would wait for itself.
-    if process_id == os.getpid():
-        threading.Thread(target=worker.close, name=f"kedge leave {worker.name}", daemon=True).start()
+    Example:
+        >>> model.load_state_dict(kedge.adapters.torch.pull(run, "slow"))
+    """
+    return {name: _torch_params.as_tensor(array) for name, array in tree.named_leaves(run.pull(weights)).items()}
 
 
 def _joined(

@@ -1,0 +1,68 @@
+"""examples/torch_digits.py, run as a user runs it."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from server_process import ServerProcess
+
+import kedge
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "torch_digits.py"
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(server: ServerProcess) -> Iterator[Start]:
+    """Starts the example against the server, and ends what a failed test leaves of it."""
+    pytest.importorskip("torch")
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", EXAMPLE, *arguments],
+            env=os.environ | {"KEDGE_ADDRESS": server.address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_two_workers_train_a_network_whose_slow_weights_read_digits(server: ServerProcess, start: Start) -> None:
+    workers = [start("--steps", "220", "--quorum", "2") for _ in range(2)]
+    for worker in workers:
+        output, errors = worker.communicate(timeout=100)
+        assert worker.returncode == 0, errors
+        *progress, last = output.splitlines()
+        found = [re.fullmatch(r"step (\d+): loss [\d.]+, rate ([\d.]+)", line) for line in progress]
+        # 44 whole minibatches of 32 in 1437 images; the schedule lowers the rate at step 200.
+        assert [(int(line[1]), line[2]) for line in found] == [
+            (44, "0.003"),
+            (88, "0.003"),
+            (132, "0.003"),
+            (176, "0.003"),
+            (220, "0.0009"),
+        ]
+        accuracy = re.fullmatch(r"slow weights: accuracy (\d\.\d{3})", last)
+        assert accuracy, last
+        assert float(accuracy[1]) > 0.9
+    with kedge.connect(server.address) as client:
+        status = client.get_run("torch-digits").status()
+    assert (status.step, status.applied_count, status.workers) == (220, 440, ())
+
+
+def test_it_fits_on_a_page() -> None:
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 100

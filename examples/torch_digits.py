@@ -6,10 +6,11 @@ weights on digits that were not trained on.
 """
 
 import argparse
+from collections.abc import Iterator
 
 import torch
 from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
 import kedge
 import kedge.adapters.torch
@@ -20,7 +21,7 @@ BATCH_SIZE = 32
 TEST_COUNT = 360
 
 
-def load() -> tuple[TensorDataset, TensorDataset]:
+def load() -> tuple[Dataset, Dataset]:
     """Images of shape [64] with their labels: those to train with, and those to test with."""
     images, labels = load_digits(return_X_y=True)
     digits = TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
@@ -29,26 +30,33 @@ def load() -> tuple[TensorDataset, TensorDataset]:
     return train_digits, test_digits
 
 
+def batches(digits: Dataset) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Random minibatches without end."""
+    loader = DataLoader(digits, batch_size=BATCH_SIZE, shuffle=True)
+    while True:
+        yield from loader
+
+
 def make_model() -> torch.nn.Module:
     """The network. All workers begin with the weights of the one that creates the run."""
     return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
 
 
-def train(model: torch.nn.Module, digits: TensorDataset, optimizer: RemoteOptimizer, steps: int) -> None:
+def train(model: torch.nn.Module, digits: Dataset, optimizer: RemoteOptimizer, steps: int) -> None:
     """Contributes until the run has made so many steps."""
-    loader = DataLoader(digits, batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
-    while True:
-        for images, labels in loader:
-            if optimizer.worker.step_number >= steps:
-                return
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(model(images), labels)
-            loss.backward()
-            optimizer.step(loss=loss, example_count=len(labels))
-        print(f"step {optimizer.worker.step_number}: loss {loss:.3f}, rate {optimizer.param_groups[0]['lr']:g}")
+    for images, labels in batches(digits):
+        if optimizer.worker.step_number >= steps:
+            return
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step(loss=loss, example_count=len(labels))
+        if optimizer.worker.step_number % 100 == 0:
+            rate = optimizer.param_groups[0]["lr"]
+            print(f"step {optimizer.worker.step_number}: loss {loss:.3f}, rate {rate:g}", flush=True)
 
 
-def accuracy(model: torch.nn.Module, digits: TensorDataset) -> float:
+def accuracy(model: torch.nn.Module, digits: Dataset) -> float:
     """The share of images that the network reads right."""
     images, labels = next(iter(DataLoader(digits, batch_size=len(digits))))
     with torch.no_grad():
@@ -63,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     train_digits, test_digits = load()
     model = make_model()
-    schedule = optim.StepLR(3e-3, step_size=200, gamma=0.3)
+    schedule = optim.StepLR(3e-3, step_size=250, gamma=0.3)
     with (
         kedge.connect() as client,
         RemoteOptimizer.create(

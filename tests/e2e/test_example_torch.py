@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ Start = Callable[..., subprocess.Popen[str]]
 @pytest.fixture
 def start(server: ServerProcess) -> Iterator[Start]:
     """Starts the example against the server, and ends what a failed test leaves of it."""
-    pytest.importorskip("torch")
     started: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: str) -> subprocess.Popen[str]:
@@ -41,27 +41,22 @@ def start(server: ServerProcess) -> Iterator[Start]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
 def test_two_workers_train_a_network_whose_slow_weights_read_digits(server: ServerProcess, start: Start) -> None:
-    workers = [start("--steps", "220", "--quorum", "2") for _ in range(2)]
+    workers = [start("--steps", "300", "--quorum", "2") for _ in range(2)]
     for worker in workers:
         output, errors = worker.communicate(timeout=100)
         assert worker.returncode == 0, errors
         *progress, last = output.splitlines()
         found = [re.fullmatch(r"step (\d+): loss [\d.]+, rate ([\d.]+)", line) for line in progress]
-        # 44 whole minibatches of 32 in 1437 images; the schedule lowers the rate at step 200.
-        assert [(int(line[1]), line[2]) for line in found] == [
-            (44, "0.003"),
-            (88, "0.003"),
-            (132, "0.003"),
-            (176, "0.003"),
-            (220, "0.0009"),
-        ]
+        rates = [(int(line[1]), line[2]) for line in found]
+        assert rates == [(100, "0.003"), (200, "0.003"), (300, "0.0009")]  # the schedule lowers it at step 250
         accuracy = re.fullmatch(r"slow weights: accuracy (\d\.\d{3})", last)
         assert accuracy, last
         assert float(accuracy[1]) > 0.9
     with kedge.connect(server.address) as client:
         status = client.get_run("torch-digits").status()
-    assert (status.step, status.applied_count, status.workers) == (220, 440, ())
+    assert (status.step, status.applied_count, status.workers) == (300, 600, ())
 
 
 def test_it_fits_on_a_page() -> None:

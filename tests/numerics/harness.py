@@ -9,7 +9,6 @@ from kedge import optim
 from kedge.optim.controls import Controls, StepValues
 from kedge_server.core import update
 from kedge_server.core.plan import BlockPlan, Plan
-from kedge_server.core.rules import rule_of
 
 Array = np.ndarray
 
@@ -21,32 +20,21 @@ class Weights(NamedTuple):
     slow: Array | None
 
 
-def cut(flat: Array, sizes: Sequence[int]) -> tuple[Array, ...]:
-    """A flat array in blocks of these sizes."""
-    assert sum(sizes) == flat.size
-    return tuple(np.split(np.asarray(flat, np.float32), np.cumsum(sizes)[:-1]))
-
-
-def joined(blocks: Sequence[update.Block]) -> Weights:
-    """The weights of a state, flat, in arrays of the host's own."""
-    fast = np.concatenate([np.asarray(block.weights) for block in blocks])
+def joined(blocks: Sequence[update.Block], plan: Plan | None = None) -> Weights:
+    """The weights of a state, flat, in arrays of the host's own; with a plan, without what is beyond its blocks."""
+    sizes = [block.size for block in plan.blocks] if plan else [block.weights.size for block in blocks]
+    fast = np.concatenate([np.asarray(block.weights)[:size] for block, size in zip(blocks, sizes, strict=True)])
     if blocks[0].slow is None:
         return Weights(fast, None)
-    return Weights(fast, np.concatenate([np.asarray(block.slow) for block in blocks]))
+    slow = np.concatenate([np.asarray(block.slow)[:size] for block, size in zip(blocks, sizes, strict=True)])
+    return Weights(fast, slow)
 
 
 def plan_of(optimizer: optim.Optimizer, sizes: Sequence[int]) -> Plan:
-    """A plan with blocks of these sizes, whatever the rule; to one that looks at tensors each is a vector."""
-    spec = optimizer.spec()
+    """A plan with blocks of just these sizes, whatever the rule: each is a tensor, so none ends in zeros."""
     ends = np.cumsum(sizes).tolist()
-    is_elementwise = rule_of(spec.rule).is_elementwise
-    return Plan(
-        spec,
-        tuple(
-            BlockPlan(end - size, end, 0, False, None if is_elementwise else ((size,),))
-            for size, end in zip(sizes, ends, strict=True)
-        ),
-    )
+    blocks = [BlockPlan(end - size, end, 0, False, (size,)) for size, end in zip(sizes, ends, strict=True)]
+    return Plan(optimizer.spec(), tuple(blocks))
 
 
 def trajectory(
@@ -60,29 +48,20 @@ def trajectory(
     groups: Sequence[optim.Group] = (),
 ) -> Iterator[Weights]:
     """The weights after steps 1, 2, ...; each round is a sequence of flat gradients, one a contribution."""
-    plan = plan or plan_of(optimizer, sizes or (weights.size,))
-    controls = Controls.begin(plan.spec, groups)
-    sizes = [block.stop - block.start for block in plan.blocks]
-    blocks = update.init_blocks(plan, cut(weights, sizes), controls.values())
+    program = update.Program(plan or plan_of(optimizer, sizes or (weights.size,)))
+    controls = Controls.begin(program.plan.spec, groups)
+    blocks = program.init(np.asarray(weights, np.float32), controls.values())
     for step, gradients in enumerate(rounds, start=1):
-        blocks = update.apply_round(
-            plan,
-            blocks,
-            [cut(gradient, sizes) for gradient in gradients],
-            mean_weights=mean_weights,
-            step=step,
-            values=controls.values(),
-        )
+        flat = [np.asarray(gradient, np.float32) for gradient in gradients]
+        blocks = program.apply(blocks, flat, mean_weights=mean_weights, step=step, values=controls.values())
         controls = controls.after_step(None, 0)
-        yield joined(blocks)
+        yield joined(blocks, program.plan)
 
 
-def state_of(
-    optimizer: optim.Optimizer, weights: Array, sizes: Sequence[int] | None = None
-) -> tuple[update.Block, ...]:
+def state_of(optimizer: optim.Optimizer, weights: Array, sizes: Sequence[int] | None = None) -> update.Blocks:
     """The state of step 0, in one block unless sizes are given."""
     plan = plan_of(optimizer, sizes or (np.size(weights),))
-    return update.init_blocks(plan, cut(np.asarray(weights), sizes or (np.size(weights),)), values_at(optimizer, 1))
+    return update.Program(plan).init(np.asarray(weights, np.float32), values_at(optimizer, 1))
 
 
 def values_at(optimizer: optim.Optimizer, step: int) -> tuple[StepValues, ...]:
@@ -94,34 +73,23 @@ def values_at(optimizer: optim.Optimizer, step: int) -> tuple[StepValues, ...]:
     return controls.values()
 
 
-def advance(
-    optimizer: optim.Optimizer,
-    blocks: tuple[update.Block, ...],
-    gradient: Array,
-    step: int,
-) -> tuple[update.Block, ...]:
+def advance(optimizer: optim.Optimizer, blocks: update.Blocks, gradient: Array, step: int) -> update.Blocks:
     """The state after one contribution."""
     return advance_round(optimizer, blocks, [gradient], step, mean_weights=[1.0])
 
 
 def advance_round(
     optimizer: optim.Optimizer,
-    blocks: tuple[update.Block, ...],
+    blocks: update.Blocks,
     gradients: Sequence[Array],
     step: int,
     *,
     mean_weights: Sequence[float],
-) -> tuple[update.Block, ...]:
+) -> update.Blocks:
     """The state after one round of these flat gradients."""
-    sizes = [block.weights.size for block in blocks]
-    return update.apply_round(
-        plan_of(optimizer, sizes),
-        blocks,
-        [cut(np.asarray(gradient), sizes) for gradient in gradients],
-        mean_weights=mean_weights,
-        step=step,
-        values=values_at(optimizer, step),
-    )
+    program = update.Program(plan_of(optimizer, [block.weights.size for block in blocks]))
+    flat = [np.asarray(gradient, np.float32) for gradient in gradients]
+    return program.apply(blocks, flat, mean_weights=mean_weights, step=step, values=values_at(optimizer, step))
 
 
 def single(gradients: Sequence[Array]) -> list[tuple[Array]]:

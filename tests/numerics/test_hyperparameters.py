@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from typing import Any
 
 import jax
@@ -99,32 +100,46 @@ def test_norm_clips_of_groups_agree_with_optax_partition() -> None:
     assert np.abs(our_walk(optim.AdamW(0.01, weight_decay=0.1, grad_clip_norm=2.0), groups) - want).max() < 1e-5
 
 
-@pytest.mark.parametrize(
-    "optimizer", [optim.AdamW(), optim.Lookahead(optim.Lamb(), sync_period=2), optim.Optax("adan")]
-)
-def test_a_change_compiles_nothing(optimizer: optim.Optimizer, caplog: pytest.LogCaptureFixture) -> None:
-    cut = plan(optimizer.spec(), MANIFEST, groups=[optim.Group("a.*", name="a")], block_elements=40)
-    controls = Controls.begin(optimizer.spec(), [optim.Group("a.*", name="a")])
-    sizes = [block.stop - block.start for block in cut.blocks]
-    blocks = update.init_blocks(cut, harness.cut(start(), sizes), controls.values())
+OPTIMIZERS = [
+    optim.AdamW(),
+    optim.Lookahead(optim.Lamb(), sync_period=2),
+    optim.Lookahead(optim.Adafactor(), sync_period=2, reset_state=True),
+    optim.Optax("adan"),
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["adamw", "lookahead_lamb", "lookahead_adafactor", "adan"])
+def test_neither_a_change_nor_another_number_of_contributions_compiles_the_rule_anew(
+    optimizer: optim.Optimizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = optim.Group("a.*", name="a")
+    program = update.Program(plan(optimizer.spec(), MANIFEST, groups=[group], block_elements=40))
+    controls = Controls.begin(optimizer.spec(), [group])
+    blocks = program.init(start(), controls.values())
+
+    def advance(step: int, contribution_count: int) -> update.Blocks:
+        parts = [gradients()[step]] * contribution_count
+        share = 1 / contribution_count
+        return program.apply(
+            blocks, parts, mean_weights=[share] * contribution_count, step=step, values=controls.values()
+        )
+
     changes = [
         Change(lr=0.5),
         Change(lr=optim.CosineAnnealingLR(0.1, 50)),
         Change(weight_decay=0.3),
         Change(grad_clip_value=0.1),
         Change(grad_clip_value=math.inf),
+        Change(grad_clip_norm=0.5),
     ]
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        for step in range(1, 4):
-            blocks = advance(cut, blocks, sizes, controls, step)
-        assert "Finished XLA compilation" in caplog.text
+        for step in (1, 2, 3):
+            blocks = advance(step, 1)
+        assert "_fast_step" in caplog.text
         caplog.clear()
         for step, change in enumerate(changes * 2, start=4):
             controls = controls.changed("a" if step % 2 else "", change, step=step)
-            blocks = advance(cut, blocks, sizes, controls, step)
-    assert "ompil" not in caplog.text
-
-
-def advance(cut: Any, blocks: Any, sizes: list[int], controls: Controls, step: int) -> Any:
-    parts = [harness.cut(gradients()[step], sizes)]
-    return update.apply_round(cut, blocks, parts, mean_weights=[1.0], step=step, values=controls.values())
+            blocks = advance(step, step % 3 + 1)
+    compiled = set(re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text))
+    assert compiled <= {"_mean", "_square", "_clip_scale"}  # which are small, and for each length of a block once
+    assert "_mean" in compiled

@@ -194,6 +194,24 @@ def test_change_that_did_not_arrive_is_sent_with_the_next_step(client, run_name,
         assert lr_changes(optimizer.run) == [(1, "", 0.5)]
 
 
+def test_change_that_arrived_before_a_push_that_did_not_stays_shown(client, run_name, monkeypatch):
+    model = torch.nn.Linear(1, 1)
+    with RemoteOptimizer.create(model, client, run_name, optim.SGD(lr=1.0)) as optimizer:
+        only(optimizer)["lr"] = 0.5
+        with monkeypatch.context() as patch:
+
+            def fail(*_, **__):
+                raise kedge.KedgeError("SERVER_UNAVAILABLE", "no answer")
+
+            patch.setattr(optimizer.worker, "step", fail)
+            with pytest.raises(kedge.KedgeError, match="no answer"):
+                step(optimizer)
+        optimizer.pull()
+        assert only(optimizer)["lr"] == 0.5
+        step(optimizer)
+        assert lr_changes(optimizer.run) == [(1, "", 0.5)]
+
+
 # What groups show
 
 
@@ -229,6 +247,28 @@ def test_schedule_of_the_run_is_shown_and_left_alone(client, run_name):
         step(optimizer)
         assert only(optimizer)["lr"] == optimizer.run.status().learning_rate == 3.0
         assert lr_changes(optimizer.run) == [(6, "", 3.0)]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        optim.CosineAnnealingLR(0.5, T_max=6, last_epoch=1),
+        optim.CyclicLR(0.1, 0.5, step_size_up=3),
+        optim.OneCycleLR(max_lr=0.5, epochs=4, steps_per_epoch=3),
+        optim.WarmupCosineSchedule(0.5, warmup_steps=2, total_steps=5, steps_per_epoch=2),
+        optim.SequentialLR([optim.LinearLR(0.5, 0.1, total_iters=3), optim.ExponentialLR(0.5)], milestones=[3]),
+    ],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_rate_that_is_shown_is_the_one_that_the_server_uses(client, run_name, schedule):
+    with RemoteOptimizer.create(torch.nn.Linear(1, 1), client, run_name, optim.SGD(lr=schedule)) as optimizer:
+        shown, used = [], []
+        for _ in range(10):
+            shown.append(only(optimizer)["lr"])
+            used.append(optimizer.run.status().learning_rate)
+            step(optimizer)
+    assert shown == used
+    assert len(set(shown)) > 2
 
 
 def test_schedule_set_on_the_live_run_is_shown_after_a_pull(client, run_name):

@@ -331,6 +331,18 @@ def test_adding_a_group_does_not_bring_back_a_rate_that_the_run_has_left(client,
         assert [made.change.lr for made in run.info().changes] == [0.25]
 
 
+def test_group_that_is_added_has_the_rate_that_was_set_for_the_others_and_not_sent_yet(client, run_name):
+    model = module(a=(2,), b=(2,))
+    run = run_of(client, run_name, model)
+    with RemoteOptimizer([("a", model.a)], run=run, allow_missing=True) as optimizer:
+        optimizer.param_groups[0]["lr"] = 0.5
+        optimizer.add_param_group({"params": [("b", model.b)]})
+        for parameter in model.parameters():
+            parameter.grad = torch.ones(2)
+        optimizer.step()
+    assert (model.a.tolist(), model.b.tolist()) == ([0.5, 0.5], [1.5, 1.5])
+
+
 @pytest.mark.parametrize(
     ("group", "error", "text"),
     [

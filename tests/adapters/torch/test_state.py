@@ -208,8 +208,9 @@ def test_failed_first_pull_gives_the_lease_back(client, run_name, monkeypatch):
         raise KedgeError("SERVER_UNAVAILABLE", "no answer")
 
     monkeypatch.setattr(kedge.Worker, "pull", fail)
-    with pytest.raises(KedgeError, match="no answer"):
+    with pytest.raises(KedgeError, match="no answer") as error:
         RemoteOptimizer(model.named_parameters(), run=run)
+    assert error.traceback, "which keeps the optimizer, so that it is not the collector that ends it"
     assert run.status().workers == ()
 
 
@@ -270,8 +271,9 @@ child = os.fork()
 if not child:
     sys.exit(0)
 os.waitpid(child, 0)
+print(len(optimizer.run.status().workers))
 optimizer.step()
-print(optimizer.run.status().step, len(optimizer.run.status().workers), optimizer.worker.last_result.outcome)
+print(optimizer.run.status().step, optimizer.worker.last_result.outcome)
 """
 
 
@@ -316,4 +318,4 @@ def test_forks_leave_the_lease_to_the_process_that_has_it(server, start):
     process = start(FORKING, server.address)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-    assert output == "4 1 applied\n"
+    assert output == "1\n4 applied\n"

@@ -110,7 +110,7 @@ def test_lookahead_is_torchs_optimizer_with_its_weights_pulled_back(client, run_
     assert_close(untrained, slow)
 
 
-def test_convolutions_whose_gradients_lie_channels_last(client, run_name, batches):
+def test_convolutions_whose_gradients_lie_channels_last(any_client, run_name, batches):
     torch.manual_seed(3)
     model = torch.nn.Sequential(
         torch.nn.Unflatten(1, (1, 8, 8)),
@@ -120,7 +120,7 @@ def test_convolutions_whose_gradients_lie_channels_last(client, run_name, batche
         torch.nn.Linear(48, 10),
     ).to(memory_format=torch.channels_last)
     reference = copy.deepcopy(model)
-    with RemoteOptimizer.create(model, client, run_name, optim.SGD(lr=0.1)) as optimizer:
+    with RemoteOptimizer.create(model, any_client, run_name, optim.SGD(lr=0.1)) as optimizer:
         train(model, optimizer, batches[:10])
         assert not model[2].weight.grad.is_contiguous()
         assert model[2].weight.is_contiguous(memory_format=torch.channels_last)

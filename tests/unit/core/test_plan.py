@@ -1,7 +1,5 @@
 """How a run's state is cut into blocks."""
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +11,8 @@ from kedge_server.core.plan import BlockPlan, plan
 TENSORS = [("a.w", (4, 5)), ("a.b", (5,)), ("b.w", (10, 10)), ("b.b", (10,)), ("scale", ())]
 MANIFEST = Manifest.from_specs([(name, shape, "float32") for name, shape in TENSORS])
 ELEMENTWISE = optim.AdaBelief().spec()
-LAYERWISE = optim.Lamb().spec()
+NORMS = optim.Lamb().spec()
+SHAPES = optim.Adafactor().spec()
 BIASES = optim.Group("*.b", weight_decay=0.0)
 
 
@@ -25,17 +24,18 @@ def test_elementwise_rules_are_cut_without_a_look_at_tensors():
     blocks = plan(ELEMENTWISE, MANIFEST, block_elements=50).blocks
 
     assert ranges(blocks) == [(0, 50), (50, 100), (100, 136)]
-    assert all(block.shapes is None for block in blocks)
+    assert all(block.shape is None for block in blocks)
 
 
-def test_other_rules_get_whole_tensors_as_many_as_fit():
-    blocks = plan(LAYERWISE, MANIFEST, block_elements=30).blocks
+@pytest.mark.parametrize(("spec", "shapes"), [(NORMS, [None] * 5), (SHAPES, [shape for _, shape in TENSORS])])
+def test_for_other_rules_every_tensor_is_a_block(spec, shapes):
+    blocks = plan(spec, MANIFEST, block_elements=30).blocks
 
-    assert ranges(blocks) == [(0, 25), (25, 125), (125, 136)]
-    assert [block.shapes for block in blocks] == [((4, 5), (5,)), ((10, 10),), ((10,), ())]
+    assert ranges(blocks) == [(0, 20), (20, 25), (25, 125), (125, 135), (135, 136)]
+    assert [block.shape for block in blocks] == shapes
 
 
-@pytest.mark.parametrize("spec", [ELEMENTWISE, LAYERWISE], ids=["elementwise", "layerwise"])
+@pytest.mark.parametrize("spec", [ELEMENTWISE, NORMS, SHAPES], ids=["elements", "norms", "shapes"])
 def test_no_block_crosses_the_border_of_a_group(spec):
     blocks = plan(spec, MANIFEST, groups=[BIASES], block_elements=1000).blocks
 
@@ -74,7 +74,7 @@ def test_a_group_whose_tensors_are_all_taken_is_refused():
 @given(
     shapes=st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), max_size=8).map(lambda more: [(2,), *more]),
     block_elements=st.integers(1, 40),
-    spec=st.sampled_from([ELEMENTWISE, LAYERWISE]),
+    spec=st.sampled_from([ELEMENTWISE, NORMS, SHAPES]),
     is_grouped=st.booleans(),
 )
 def test_blocks_cover_the_state_once_and_in_order(shapes, block_elements, spec, is_grouped):
@@ -85,9 +85,17 @@ def test_blocks_cover_the_state_once_and_in_order(shapes, block_elements, spec, 
     edges = [0, *(block.stop for block in blocks)]
     assert [block.start for block in blocks] == edges[:-1]
     assert edges[-1] == manifest.element_count
-    for block in blocks:
-        size = block.stop - block.start
-        assert size == sum(math.prod(shape) for shape in block.shapes or ()) or block.shapes is None
-        assert size <= block_elements or (
-            block.shapes is not None and len([s for s in block.shapes if math.prod(s)]) == 1
-        )
+    assert all(0 < block.size <= block.length for block in blocks)
+    if spec is ELEMENTWISE:
+        assert all(block.size <= block_elements for block in blocks)
+    else:
+        assert [block.size for block in blocks] == [tensor.size for tensor in manifest.tensors if tensor.size]
+
+
+@given(size=st.integers(1, 2**26))
+def test_lengths_are_few_and_not_much_longer_than_what_they_hold(size):
+    length = BlockPlan(0, size, 0, False, None).length
+
+    assert size <= length <= max(4096, 2 * size)
+    assert length % 2**20 == 0 or (length & (length - 1) == 0 and 4096 <= length < 2**20)
+    assert BlockPlan(0, size, 0, False, (size,)).length == size

@@ -6,6 +6,7 @@ from a scheduler of torch, or a person, that sets a rate.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import fields
 from glob import escape
 from typing import Any, NamedTuple
@@ -26,8 +27,8 @@ class Rate(NamedTuple):
     """A learning rate of the run."""
 
     lr: float | optim.Schedule
-    begin: int
-    """The steps made before it held."""
+    begin: int = 0
+    """The steps made before it held. For a number it does not matter."""
 
     def at(self, step: int) -> float | None:
         """That of the step after this one; None where only the server knows."""
@@ -47,6 +48,9 @@ class Part:
         is_frozen: whether the run never updates it.
 
     Attributes:
+        name: as above.
+        indices: as above.
+        is_frozen: as above.
         shown: what its torch groups were last made to show, by option.
     """
 
@@ -54,11 +58,20 @@ class Part:
         self.name = name
         self.indices = indices
         self.shown: dict[str, float] = {}
-        self._is_frozen = is_frozen
-        self._rate = Rate(0.0, 0)
+        self.is_frozen = is_frozen
+        self._rate = Rate(0.0)
+
+    def widened(self, indices: Sequence[int]) -> "Part":
+        """This part with more torch groups in it."""
+        other = copy(self)
+        other.indices = [*self.indices, *indices]
+        other.shown = dict(self.shown)
+        return other
 
     def refresh(self, info: RunInfo, groups: Sequence[TorchGroup]) -> None:
         """Shows what the server says, but for what was changed here and is not sent yet."""
+        if self.shown and not info.status.step:
+            return  # `settings` leaves out what this worker may have changed itself
         self._rate, values = settings(self.name, info)
         self._show(values, groups)
 
@@ -80,10 +93,10 @@ class Part:
     def forward(self, run: Run, groups: Sequence[TorchGroup]) -> None:
         """Tells the run of the changes. Where that fails they stay changes."""
         changes = self.changes(groups)
-        if changes and not self._is_frozen:
-            first_step = run.set_hyperparameters(group=self.name, **changes)
+        if changes and not self.is_frozen:
+            run.set_hyperparameters(group=self.name, **changes)
             if "lr" in changes:
-                self._rate = Rate(changes["lr"], first_step - 1)
+                self._rate = Rate(changes["lr"])
         self.shown |= changes
 
     def _show(self, values: Mapping[str, float], groups: Sequence[TorchGroup]) -> None:
@@ -133,6 +146,27 @@ def parts_of(groups: Sequence[TorchGroup], run: Run) -> list[Part]:
         for number in found:
             indices.setdefault(number, []).append(index)
     return [_part(run, number, found) for number, found in sorted(indices.items())]
+
+
+def with_more_groups(parts: Sequence[Part], groups: Sequence[TorchGroup], first: int, run: Run) -> list[Part]:
+    """The parts when those torch groups that begin with `first` come to the others: they show what their parts do.
+
+    Raises:
+        ValueError: for a group that is not within one part, or does not agree with the others there.
+    """
+    by_name = {part.name: part for part in parts}
+    for new in parts_of(groups[first:], run):
+        indices = [first + index for index in new.indices]
+        held = by_name.get(new.name)
+        part = (held or Part(new.name, [], is_frozen=new.is_frozen)).widened(indices)
+        if held is None:
+            part.refresh(run.info(), groups)
+        else:
+            for index in indices:
+                groups[index].update({option: groups[held.indices[0]][option] for option in OPTIONS} | groups[index])
+        part.changes(groups)
+        by_name[part.name] = part
+    return list(by_name.values())
 
 
 def check_options(groups: Sequence[TorchGroup], optimizer: optim.Optimizer) -> None:
@@ -192,6 +226,8 @@ def settings(name: str, info: RunInfo) -> tuple[Rate, dict[str, float]]:
     shown = info.status.learning_rate if step and not owner else rate.at(step)
     if shown is None:
         shown = RateState.begin(lr).rate
+    if not isinstance(lr, optim.Schedule):
+        rate = Rate(shown)
     return rate, {"lr": shown, "weight_decay": _held("weight_decay", name, info)[0]}
 
 

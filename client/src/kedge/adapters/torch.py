@@ -229,13 +229,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
             if key in self._parameters:
                 raise ValueError(f"{key!r} is in a parameter group already")
         added = _torch_groups.cut(named, self.run)
-        groups = [*(_named_form(group) for group in self.param_groups), *added]
-        parts = _shown_parts(groups, self.run, self.run.info())
+        _torch_groups.check_options(added, self.run.optimizer)
+        groups = [*self.param_groups, *added]
+        self._parts = _torch_groups.with_more_groups(self._parts, groups, len(self.param_groups), self.run)
         for group in added:
             super().add_param_group(_torch_form(group))
-        for mine, shown in zip(self.param_groups, groups, strict=True):
-            mine.update({option: shown[option] for option in _torch_groups.OPTIONS})
-        self._parts = parts
         self._parameters |= _parameters(added)
         self.pull()
 
@@ -370,7 +368,3 @@ def _torch_form(group: dict[str, Any]) -> dict[str, Any]:
         pairs.setdefault(id(tensor), (name, tensor))
     names, tensors = zip(*pairs.values(), strict=True) if pairs else ((), ())
     return {**group, "params": list(tensors), "param_names": list(names)}
-
-
-def _named_form(group: dict[str, Any]) -> dict[str, Any]:
-    return {**group, "params": list(zip(group["param_names"], group["params"], strict=True))}

@@ -1,11 +1,47 @@
-"""The checks that the values of `kedge.optim` share. Every message begins with the field's name."""
+"""The checks that the values of `kedge.optim` share. Every message begins with the field's name.
+
+They take Python's own numbers. `plain` makes these of NumPy's, JAX's and PyTorch's, whichever is installed.
+"""
 
 import math
 from collections.abc import Iterable
+from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 FLOAT32_MAX = 3.4028234663852886e38
 FLOAT32_MIN_NORMAL = 1.1754943508222875e-38
+
+
+def plain(value: Any) -> Any:
+    """A real number, or an array of no axes, as Python's own number or bool; everything else as it is."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return plain(value.item())
+    return value
+
+
+def set_plain(value: Any) -> None:
+    """Makes the fields of a dataclass that is being constructed plain."""
+    for field in fields(value):
+        if field.init:
+            object.__setattr__(value, field.name, plain(getattr(value, field.name)))
+
+
+def set_floats(value: Any, *names: str) -> None:
+    """Makes floats of the whole numbers in these fields of a dataclass that is being constructed."""
+    for name in names:
+        object.__setattr__(value, name, as_float(getattr(value, name)))
+
+
+def as_float(value: Any) -> Any:
+    """A whole number as a float; everything else, a bool too, as it is."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def check(field: str, value: object, holds: bool, rule: str) -> None:
@@ -35,9 +71,10 @@ def check_rate(field: str, value: Any) -> None:
 
 
 def check_eps(field: str, value: Any) -> None:
-    """Refuses an epsilon that is zero in float32: the first step would divide by it."""
+    """Refuses an epsilon that is zero in float32, as the first step would divide by it, or infinite."""
     check_number(field, value)
-    check(field, value, value >= FLOAT32_MIN_NORMAL, f"at least {FLOAT32_MIN_NORMAL:.3g}, float32's least")
+    within = f"at least {FLOAT32_MIN_NORMAL:.3g} and at most {FLOAT32_MAX:.3g}, float32's least and greatest"
+    check(field, value, FLOAT32_MIN_NORMAL <= value <= FLOAT32_MAX, within)
 
 
 def check_fraction(field: str, value: Any) -> None:
@@ -74,7 +111,7 @@ def checked_pair(field: str, pair: Any, names: str) -> tuple[float, float]:
         ValueError: if it is no pair.
         TypeError: if it holds something else than numbers.
     """
-    values = tuple(pair) if isinstance(pair, Iterable) else ()
+    values = tuple(map(plain, pair)) if isinstance(pair, Iterable) else ()
     if len(values) != 2:
         raise ValueError(f"{field} is {pair!r}: it must be a pair {names}")
     for value in values:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from kedge.optim._checks import plain
 from kedge.optim.rules import Rule
 from kedge.optim.schedules import Schedule
 from kedge.optim.spec import Settings
@@ -31,7 +32,10 @@ class Optax(Rule):
         grad_clip_norm: the gradient's global norm is clipped to it, before optax gets it.
         grad_clip_value: the gradient's elements are clipped to [-value, value], before optax gets it.
         arguments: optax' other arguments by name: numbers, True, False, None, text, or tuples of them. `weight_decay`
-            is one of them too: it is what optax makes of it, and no `run.set_hyperparameters` changes it.
+            is one of them too: it is what optax makes of it, and stays. The `weight_decay` of a group or of
+            `run.set_hyperparameters` is coupled decay besides, added before optax gets the gradient.
+
+    Optax' rprop reads its rate when the run is created alone: no schedule and no change moves it later.
 
     Attributes:
         name: of the function.
@@ -96,10 +100,10 @@ def _checked_arguments(arguments: Mapping[str, object]) -> tuple[tuple[str, Argu
         raise ValueError(f"arguments are {len(arguments)}: give at most {MAX_ARGUMENT_COUNT}")
     if "learning_rate" in arguments:
         given = arguments["learning_rate"]
-        raise ValueError(f"learning_rate is {given!r}: give it as lr, which may be a schedule too")
+        raise ValueError(f"arguments.learning_rate is {given!r}: give it as lr, which may be a schedule too")
     for name in arguments:
         _check_identifier("arguments", name)
-    return tuple((name, _checked(name, arguments[name])) for name in sorted(arguments))
+    return tuple((name, _checked(f"arguments.{name}", arguments[name])) for name in sorted(arguments))
 
 
 def _check_identifier(field: str, name: object) -> None:
@@ -120,6 +124,7 @@ def _checked(field: str, value: object) -> Argument:
 
 
 def _checked_scalar(field: str, value: object) -> Scalar:
+    value = plain(value)
     if not _is_scalar(value):
         given = repr(value)[:80]
         raise TypeError(f"{field} is {given}: it must be a number, True, False, None, text, or a tuple of them")
@@ -129,7 +134,7 @@ def _checked_scalar(field: str, value: object) -> Scalar:
         raise ValueError(f"{field} is {value!r}: it must be finite")
     if isinstance(value, int) and abs(value) > _MAX_INT:
         raise ValueError(f"{field} is {value!r}: a whole number must fit 64 bits")
-    return float(value) if isinstance(value, float) else value
+    return value
 
 
 def _is_scalar(value: object) -> TypeGuard[Scalar]:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from kedge.optim.groups import Group, check_changes
+from kedge.optim._checks import check, plain
+from kedge.optim.groups import Change, Group, check_changes
 from kedge.optim.schedules import PlateauState, ReduceLROnPlateau, Schedule
+from kedge.optim.schedules.base import MAX_EPOCH, check_epoch
 from kedge.optim.spec import Settings, UpdateSpec
 
 RECORDED_CHANGE_COUNT = 32
@@ -28,15 +30,6 @@ class StepValues(NamedTuple):
     grad_clip_value: float | None
     norm_scope: int
     """The groups of one number are clipped by their common norm. 0: the run's own clip."""
-
-
-class Change(NamedTuple):
-    """New hyperparameters of a group; what is None stays, and a clip of math.inf is none."""
-
-    lr: float | Schedule | None = None
-    weight_decay: float | None = None
-    grad_clip_norm: float | None = None
-    grad_clip_value: float | None = None
 
 
 class RecordedChange(NamedTuple):
@@ -144,8 +137,8 @@ class Controls:
             self._rate.rate,
             base.weight_decay,
             base.decoupled_weight_decay,
-            _clip(base.grad_clip_norm),
-            _clip(base.grad_clip_value),
+            base.grad_clip_norm,
+            base.grad_clip_value,
             0,
         )
         return (run, *(self._values_of(run, own, scope) for scope, own in enumerate(self._groups, 1)))
@@ -162,9 +155,7 @@ class Controls:
         Raises:
             ValueError, TypeError: for a group that there is not, or a value out of range.
         """
-        check_changes(*change)
-        if change.lr is not None and not isinstance(change.lr, Schedule):
-            change = change._replace(lr=float(change.lr))
+        change = check_changes(*change)
         after = self._with_group(group, change) if group else self._with_base(change)
         if after == self:
             return self
@@ -175,13 +166,19 @@ class Controls:
         """After a tick by hand, of the run's schedule for "", else of a group's own; or at tick `to` if that is later.
 
         Raises:
-            ValueError: if there is no schedule that ticks by hand.
+            ValueError: if there is no schedule that ticks by hand, or for a tick that is out of range.
+            TypeError: if `to` is no whole number.
         """
+        to = plain(to)
+        if to is not None:
+            check_epoch("to", to)
         rate = self.rate_state(group)
         if not (isinstance(rate.lr, Schedule) and rate.lr.tick == "manual"):
             raise ValueError(
                 f"lr is {rate.lr!r}: it does not tick by hand; give its schedule tick='manual', or set a rate"
             )
+        if to is None:
+            check("tick", rate.tick, rate.tick < MAX_EPOCH, "less than 2^63 - 1 for one more")
         ticked = rate.after_tick(to)
         if not group:
             return replace(self, _rate=ticked)
@@ -210,8 +207,8 @@ class Controls:
             lr=_first(change.lr, base.lr),
             weight_decay=base.weight_decay if self._decouples_decay else decay,
             decoupled_weight_decay=decay if self._decouples_decay else base.decoupled_weight_decay,
-            grad_clip_norm=_first(change.grad_clip_norm, base.grad_clip_norm),
-            grad_clip_value=_first(change.grad_clip_value, base.grad_clip_value),
+            grad_clip_norm=_clip(_first(change.grad_clip_norm, base.grad_clip_norm)),
+            grad_clip_value=_clip(_first(change.grad_clip_value, base.grad_clip_value)),
         )
         rate = self._rate if change.lr is None else _rate_after(self._rate, change.lr)
         return replace(self, _base=base, _rate=rate)

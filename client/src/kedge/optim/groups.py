@@ -4,15 +4,32 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
-from kedge.optim._checks import FLOAT32_MAX, FLOAT32_MIN_NORMAL, check_number, check_rate
+from kedge.optim._checks import (
+    FLOAT32_MAX,
+    FLOAT32_MIN_NORMAL,
+    as_float,
+    check_flag,
+    check_number,
+    check_rate,
+    plain,
+)
 from kedge.optim.rules import check_lr
 from kedge.optim.schedules import Schedule
 
 MAX_GROUPS = 64
 MAX_PATTERNS = 64
 MAX_NAME_LENGTH = 256
+
+
+class Change(NamedTuple):
+    """New hyperparameters of a group; what is None stays, and a clip of math.inf is none."""
+
+    lr: float | Schedule | None = None
+    weight_decay: float | None = None
+    grad_clip_norm: float | None = None
+    grad_clip_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,28 +59,32 @@ class Group:
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        patterns = (self.patterns,) if isinstance(self.patterns, str) else tuple(self.patterns)
-        _check_patterns(patterns)
-        object.__setattr__(self, "patterns", patterns)
-        object.__setattr__(self, "name", self.name or ",".join(patterns)[:MAX_NAME_LENGTH])
-        if len(self.name) > MAX_NAME_LENGTH:
-            raise ValueError(f"name is {self.name[:40]!r}...: it must be at most {MAX_NAME_LENGTH} characters")
-        check_changes(self.lr, self.weight_decay, self.grad_clip_norm, self.grad_clip_value)
-        if self.lr is not None and not isinstance(self.lr, Schedule):
-            object.__setattr__(self, "lr", float(self.lr))
+        patterns = _checked_patterns(self.patterns)
+        _check_name(self.name)
+        own = check_changes(self.lr, self.weight_decay, self.grad_clip_norm, self.grad_clip_value)
+        frozen = plain(self.frozen)
+        check_flag("frozen", frozen)
+        self._set(patterns=patterns, name=self.name or ",".join(patterns)[:MAX_NAME_LENGTH], frozen=frozen)
+        self._set(**own._asdict())
 
     def takes(self, tensor_name: str) -> bool:
         """Whether one of the patterns fits."""
         return any(fnmatchcase(tensor_name, pattern) for pattern in self.patterns)
 
+    def _set(self, **values: object) -> None:
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
 
-def check_groups(groups: Iterable[Any]) -> tuple[Group, ...]:
+
+def check_groups(groups: Any) -> tuple[Group, ...]:
     """The groups as a tuple.
 
     Raises:
-        TypeError: if one is no `Group`.
+        TypeError: if they are not several, or one is no `Group`.
         ValueError: if two have one name, or there are more than 64.
     """
+    if not isinstance(groups, Iterable):
+        raise TypeError(f"groups is {groups!r}: give a list of kedge.optim.Group, or () for none")
     given = tuple(groups)
     if len(given) > MAX_GROUPS:
         raise ValueError(f"groups has {len(given)}: give at most {MAX_GROUPS}; a group may have several patterns")
@@ -97,12 +118,23 @@ def assign(groups: Sequence[Group], tensor_names: Iterable[str]) -> list[int]:
     return indices
 
 
-def _check_patterns(patterns: tuple[object, ...]) -> None:
+def _checked_patterns(given: Any) -> tuple[str, ...]:
+    if not isinstance(given, Iterable):
+        raise TypeError(f"patterns is {given!r}: it must be names of tensors, as '*.bias' or ('embed.*', 'head.*')")
+    patterns = (given,) if isinstance(given, str) else tuple(given)
     if not 1 <= len(patterns) <= MAX_PATTERNS:
         raise ValueError(f"patterns has {len(patterns)}: it must be 1 to {MAX_PATTERNS} names of tensors")
     for pattern in patterns:
         if not isinstance(pattern, str) or not 1 <= len(pattern) <= MAX_NAME_LENGTH:
             raise ValueError(f"patterns has {pattern!r}: it must be a name of up to {MAX_NAME_LENGTH} characters")
+    return patterns
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}: it must be text")
+    if len(name) > MAX_NAME_LENGTH:
+        raise ValueError(f"name is {name[:40]!r}...: it must be at most {MAX_NAME_LENGTH} characters")
 
 
 def check_changes(
@@ -110,14 +142,24 @@ def check_changes(
     weight_decay: float | None,
     grad_clip_norm: float | None,
     grad_clip_value: float | None,
-) -> None:
-    """Refuses what is neither None nor a hyperparameter."""
-    if lr is not None:
-        check_lr(lr)
-    if weight_decay is not None:
-        check_rate("weight_decay", weight_decay)
-    for field, limit in (("grad_clip_norm", grad_clip_norm), ("grad_clip_value", grad_clip_value)):
-        if limit is not None:
-            check_number(field, limit)
-            if not (FLOAT32_MIN_NORMAL <= limit <= FLOAT32_MAX or limit == math.inf):
-                raise ValueError(f"{field} is {limit!r}: it must be None, greater than 0, or math.inf for no clip")
+) -> Change:
+    """The hyperparameters, with floats for numbers of any kind.
+
+    Raises:
+        ValueError, TypeError: for what is neither None nor a hyperparameter; the text begins with its name.
+    """
+    given = Change(*map(plain, (lr, weight_decay, grad_clip_norm, grad_clip_value)))
+    if given.lr is not None:
+        check_lr(given.lr)
+    if given.weight_decay is not None:
+        check_rate("weight_decay", given.weight_decay)
+    _check_clip("grad_clip_norm", given.grad_clip_norm)
+    _check_clip("grad_clip_value", given.grad_clip_value)
+    return Change(*map(as_float, given))
+
+
+def _check_clip(field: str, limit: float | None) -> None:
+    if limit is not None:
+        check_number(field, limit)
+        if not (FLOAT32_MIN_NORMAL <= limit <= FLOAT32_MAX or limit == math.inf):
+            raise ValueError(f"{field} is {limit!r}: it must be None, greater than 0, or math.inf for no clip")

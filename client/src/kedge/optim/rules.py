@@ -6,7 +6,7 @@ Each has the options around its rule too (`lr`, `weight_decay`, clips), which `k
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
-from kedge.optim._checks import check_clips, check_rate
+from kedge.optim._checks import check_clips, check_rate, set_floats, set_plain
 from kedge.optim.schedules import Schedule
 from kedge.optim.spec import Settings, UpdateSpec
 
@@ -42,14 +42,12 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Checks every field."""
+        set_plain(self)
         check_lr(self.lr)
         check_rate("weight_decay", self.weight_decay)
         check_clips(self.grad_clip_norm, self.grad_clip_value)
         self._check_rule()
-        for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._set(field.name, float(value))
+        set_floats(self, *(field.name for field in fields(self)))  # type: ignore[arg-type]  # every subclass is one
 
     def spec(self) -> UpdateSpec:
         """This optimizer laid flat."""

@@ -47,7 +47,9 @@ class FakeTransport:
             self._check_up()
             held = self._runs.get(run.run_id)
             if held is None:
-                held = self._runs[run.run_id] = FakeRun(run, _finite_weights(run.arrays))
+                # Without the arrays, which are the caller's: nothing of them may be kept.
+                held = FakeRun(run._replace(arrays=()), _finite_weights(run.arrays))
+                self._runs[run.run_id] = held
             elif held.new.request_id != run.request_id:
                 message = f"{held.name} exists: choose another name, or use get_or_create_run"
                 raise KedgeError("RUN_ALREADY_EXISTS", message, run=held.name)
@@ -122,7 +124,7 @@ class FakeTransport:
         with self._changed:
             run = self._run(parse_worker(push.lease.worker).run)
             _check_manifest(run, manifest)
-            entry = run.contribute(push, _through_wire(push.arrays, push.dtype), self._clock())
+            entry = run.contribute(push._replace(arrays=()), _through_wire(push.arrays, push.dtype), self._clock())
             self._changed.notify_all()
             self._wait(run, lambda: entry.result is not None, push.wait_seconds)
             result = entry.result or PushResult(

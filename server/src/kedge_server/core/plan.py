@@ -1,6 +1,7 @@
 """How a run's flat state is cut into blocks, each the work of one compiled call.
 
-A block never crosses the border of a parameter group. Rules that look at whole tensors get blocks of whole tensors.
+A block never crosses the border of a parameter group. Code is compiled for each length of a block, so lengths are of a
+small set: a block's arrays may be longer than its range, and end in zeros.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,9 +12,13 @@ from typing import NamedTuple
 from kedge import optim
 from kedge.optim.groups import assign
 from kedge.wire.manifest import Manifest
-from kedge_server.core.rules import rule_of
+from kedge_server.core.rules import Sees, rule_of
 
 Shape = tuple[int, ...]
+
+_LEAST_LENGTH = 4096
+_MULTIPLE = 1 << 20
+"""Lengths are powers of two up to it, and multiples of it beyond."""
 
 
 class BlockPlan(NamedTuple):
@@ -24,8 +29,22 @@ class BlockPlan(NamedTuple):
     group: int
     """0 for tensors of no group, i + 1 for the i-th group."""
     is_frozen: bool
-    shapes: tuple[Shape, ...] | None
-    """Of the tensors in it; None where the rule does not look at them."""
+    shape: Shape | None
+    """Of the one tensor in it, where the rule looks at shapes."""
+
+    @property
+    def size(self) -> int:
+        """The elements in it."""
+        return self.stop - self.start
+
+    @property
+    def length(self) -> int:
+        """Of its arrays: what is beyond its size are zeros."""
+        if self.shape is not None:
+            return self.size
+        if self.size > _MULTIPLE:
+            return -(-self.size // _MULTIPLE) * _MULTIPLE
+        return max(_LEAST_LENGTH, 1 << (self.size - 1).bit_length())
 
 
 class Plan(NamedTuple):
@@ -44,41 +63,32 @@ def plan(
         spec: the optimizer.
         manifest: the tensors.
         groups: the run's parameter groups.
-        block_elements: the length of a block where the rule allows any; else as many whole tensors as fit in, or one.
+        block_elements: the size of a block where the rule allows any; else every tensor is a block.
 
     Raises:
         ValueError: for a group that gets no tensor.
     """
-    names = [tensor.name for tensor in manifest.tensors]
-    group_of = assign(groups, names)
-    cut = _ranges if rule_of(spec.rule).is_elementwise else _whole_tensors
+    group_of = assign(groups, [tensor.name for tensor in manifest.tensors])
+    sees = rule_of(spec.rule).sees
     blocks: list[BlockPlan] = []
     at = 0
     for group, members in groupby(zip(group_of, manifest.tensors, strict=True), key=lambda pair: pair[0]):
         is_frozen = group > 0 and groups[group - 1].frozen
-        for size, shapes in cut([tuple(tensor.shape) for _, tensor in members], block_elements):
-            blocks.append(BlockPlan(at, at + size, group, is_frozen, shapes))
+        for size, shape in _cut([tuple(tensor.shape) for _, tensor in members], sees, block_elements):
+            blocks.append(BlockPlan(at, at + size, group, is_frozen, shape))
             at += size
     assert at == manifest.element_count
     return Plan(spec, tuple(blocks))
 
 
-def _ranges(shapes: Iterable[Shape], block_elements: int) -> Iterator[tuple[int, None]]:
-    left = sum(prod(shape) for shape in shapes)
-    while left > 0:
-        size = min(left, block_elements)
-        yield size, None
-        left -= size
-
-
-def _whole_tensors(shapes: Iterable[Shape], block_elements: int) -> Iterator[tuple[int, tuple[Shape, ...]]]:
-    held: list[Shape] = []
-    size = 0
-    for shape in shapes:
-        if held and size + prod(shape) > block_elements:
-            yield size, tuple(held)
-            held, size = [], 0
-        held.append(shape)
-        size += prod(shape)
-    if held:
-        yield size, tuple(held)
+def _cut(shapes: Iterable[Shape], sees: Sees, block_elements: int) -> Iterator[tuple[int, Shape | None]]:
+    """The sizes of the blocks of consecutive tensors, with the shape where it matters. None is empty."""
+    if sees == "elements":
+        left = sum(map(prod, shapes))
+        while left > 0:
+            yield min(left, block_elements), None
+            left -= block_elements
+    else:
+        for shape in shapes:
+            if prod(shape):
+                yield prod(shape), shape if sees == "shapes" else None

@@ -1,13 +1,13 @@
 """The update: from the gradients of a round and the state of one step to the state of the next.
 
 The state is a run's flat parameters cut into blocks; each block is updated by its own call of one compiled function, so
-that nothing of the model's size is built beside the state. Invariants: a rule's state is donated and exists once;
-weights are never donated, because snapshots for readers share them; after a lookahead sync fast and slow are the same
-array.
+that nothing of the model's size is built beside the state, but for the mean of several gradients where it is clipped by
+its norm. Invariants: a rule's state is donated and exists once; weights are never donated, because snapshots for
+readers share them; after a lookahead sync fast and slow are the same array.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -18,14 +18,14 @@ import numpy as np
 from kedge import optim
 from kedge.optim.controls import StepValues
 from kedge_server.core.plan import BlockPlan, Plan, Shape
-from kedge_server.core.rules import State, StepScalars, Tensors, rule_of
+from kedge_server.core.rules import State, StepScalars, rule_of
 
-HostBlocks = Sequence[np.ndarray]
-"""A flat float32 range cut at the same places as the state."""
+_KEPT_KERNELS = 16
+"""Kinds of compiled code that are kept for a next run when no run has them. Each takes some megabytes."""
 
 
 class Block(NamedTuple):
-    """A range of the state."""
+    """A range of the state. Its arrays have the block's length, with zeros beyond its size."""
 
     weights: jax.Array
     """float32, flat."""
@@ -35,14 +35,21 @@ class Block(NamedTuple):
     """The slow weights, float32, flat; None without Lookahead."""
 
 
-class Scalars(NamedTuple):
-    """What a step needs beyond the arrays, each a float32 scalar."""
+Blocks = tuple[Block, ...]
 
-    weight_decay: np.float32
-    grad_clip_value: np.float32
-    """Infinite where it does nothing."""
+
+class Scalars(NamedTuple):
+    """What a step needs beyond the arrays."""
+
+    count: np.int32
+    """The block's size: what is beyond it stays zero."""
+    factor: np.float32
+    """Of the gradient: its weight in the mean."""
     grad_scale: np.float32 | jax.Array
     """The factor of clipping by norm: 1 where it does nothing."""
+    grad_clip_value: np.float32
+    """Infinite where it does nothing."""
+    weight_decay: np.float32
     rule: StepScalars
 
 
@@ -50,7 +57,7 @@ class _Kind(NamedTuple):
     """What the compiled functions depend on. All else is a scalar argument, so that changing it compiles nothing."""
 
     rule: optim.Rule
-    shapes: tuple[Shape, ...] | None
+    shape: Shape | None
     alpha: float
 
 
@@ -60,121 +67,135 @@ class _Kernels(NamedTuple):
     init: Callable[..., State]
     """(weights, learning rate) -> state"""
     fast: Callable[..., tuple[jax.Array, State]]
-    """(weights, state, gradients, factors, scalars) -> (weights, state)"""
+    """(weights, state, gradient, scalars) -> (weights, state)"""
     sync: Callable[..., tuple[jax.Array, State]]
-    """(slow, weights, state, gradients, factors, scalars) -> (weights and slow weights in one, state)"""
+    """(slow, weights, state, gradient, scalars) -> (weights and slow weights in one, state)"""
 
 
-def init_blocks(plan: Plan, weights: HostBlocks, values: Sequence[StepValues]) -> tuple[Block, ...]:
-    """The state of step 0: the initial weights, the rule's first state, slow weights equal to the fast ones.
-
-    Args:
-        plan: how the state is cut.
-        weights: the initial weights, cut so. Copied.
-        values: the hyperparameters of the first step, for each parameter group.
-    """
-    return tuple(
-        _init_block(plan.spec, block, flat, values[block.group])
-        for block, flat in zip(plan.blocks, weights, strict=True)
-    )
-
-
-def _init_block(spec: optim.UpdateSpec, block: BlockPlan, flat: np.ndarray, values: StepValues) -> Block:
-    weights = jnp.array(flat, dtype=jnp.float32, copy=True)
-    slow = weights if spec.sync_period is not None else None
-    return Block(weights, None if block.is_frozen else _first_state(spec, block, weights, values), slow)
-
-
-def _first_state(spec: optim.UpdateSpec, block: BlockPlan, weights: jax.Array, values: StepValues) -> State:
-    return _kernels(_kind(spec, block)).init(weights, np.float32(values.lr))
-
-
-def apply_round(
-    plan: Plan,
-    blocks: tuple[Block, ...],
-    gradients: Sequence[HostBlocks],
-    *,
-    mean_weights: Sequence[float],
-    step: int,
-    values: Sequence[StepValues],
-) -> tuple[Block, ...]:
-    """Applies one round. The rule's state in `blocks` is consumed: after an error it is lost.
+class Program:
+    """A plan with its compiled functions, which live as long as it does.
 
     Args:
-        plan: how the state is cut.
-        blocks: the state after step - 1.
-        gradients: one for each contribution, each cut as the state is.
-        mean_weights: the factor of each contribution in the sum.
-        step: the number of the step that this makes, from 1.
-        values: the hyperparameters of this step, for each parameter group.
-
-    Returns:
-        The state after the step. The arrays may still be computing.
+        plan: how the state is cut, and updated.
     """
-    factors = tuple(np.float32(weight) for weight in mean_weights)
-    parts = [_Parts(of_block, factors) for of_block in zip(*gradients, strict=True)]
-    parts, scales = _clipped_by_norm(plan, parts, values)
-    of_rule = tuple(np.float32(value) for value in rule_of(plan.spec.rule).scalars(plan.spec.rule_step(step)))
-    scalars = [_scalars(group, scales.get(group.norm_scope, np.float32(1)), of_rule) for group in values]
-    return tuple(
-        state
-        if block.is_frozen
-        else _advance(plan.spec, block, state, (*part, scalars[block.group]), step=step, values=values[block.group])
-        for block, state, part in zip(plan.blocks, blocks, parts, strict=True)
-    )
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._spec = plan.spec
+        self._kernels = [_kernels(_Kind(plan.spec.rule, block.shape, plan.spec.alpha)) for block in plan.blocks]
+
+    def init(self, weights: np.ndarray, values: Sequence[StepValues]) -> Blocks:
+        """The state of step 0: the initial weights, the rule's first state, slow weights equal to the fast ones.
+
+        Args:
+            weights: the initial weights, flat. Copied.
+            values: the hyperparameters of the first step, for each parameter group.
+        """
+        return tuple(
+            self._init_block(block, kernels, weights, values[block.group])
+            for block, kernels in zip(self.plan.blocks, self._kernels, strict=True)
+        )
+
+    def apply(
+        self,
+        blocks: Blocks,
+        gradients: Sequence[np.ndarray],
+        *,
+        mean_weights: Sequence[float],
+        step: int,
+        values: Sequence[StepValues],
+    ) -> Blocks:
+        """Applies one round. The rule's state in `blocks` is consumed: after an error it is lost.
+
+        Args:
+            blocks: the state after step - 1.
+            gradients: one for each contribution, float32, flat.
+            mean_weights: the factor of each contribution in the sum.
+            step: the number of the step that this makes, from 1.
+            values: the hyperparameters of this step, for each parameter group.
+
+        Returns:
+            The state after the step. The arrays may still be computing.
+        """
+        factors = tuple(np.float32(weight) for weight in mean_weights)
+        factor = factors[0] if len(gradients) == 1 else np.float32(1)
+        parts: Iterable[Any] = (_part(block, gradients, factors) for block in self.plan.blocks)
+        scales: dict[int, jax.Array] = {}
+        if any(group.grad_clip_norm is not None for group in values):
+            parts = list(parts)
+            scales = self._norm_scales(parts, factor, values)
+        of_rule = tuple(np.float32(value) for value in rule_of(self._spec.rule).scalars(self._spec.rule_step(step)))
+        scalars = [_scalars(group, factor, scales.get(group.norm_scope), of_rule) for group in values]
+        return tuple(
+            state if block.is_frozen else self._advance(block, kernels, state, part, scalars[block.group], step)
+            for block, kernels, state, part in zip(self.plan.blocks, self._kernels, blocks, parts, strict=True)
+        )
+
+    def host_weights(self, arrays: Iterable[jax.Array]) -> tuple[np.ndarray, ...]:
+        """The weights of all blocks on the host, without what is beyond their sizes. On the CPU nothing is copied."""
+        return tuple(
+            array[: block.size] for array, block in zip(jax.device_get(list(arrays)), self.plan.blocks, strict=True)
+        )
+
+    def _init_block(self, block: BlockPlan, kernels: _Kernels, flat: np.ndarray, values: StepValues) -> Block:
+        padded = np.zeros(block.length, np.float32)
+        padded[: block.size] = flat[block.start : block.stop]
+        weights = jnp.array(padded, copy=True)
+        state = None if block.is_frozen else kernels.init(weights, np.float32(values.lr))
+        return Block(weights, state, weights if self._spec.sync_period is not None else None)
+
+    def _norm_scales(
+        self, parts: Iterable[Any], factor: np.float32, values: Sequence[StepValues]
+    ) -> dict[int, jax.Array]:
+        """The factor of each scope that is clipped by its norm."""
+        limits = {group.norm_scope: group.grad_clip_norm for group in values if group.grad_clip_norm is not None}
+        squares: dict[int, list[jax.Array]] = {scope: [] for scope in limits}
+        for block, part in zip(self.plan.blocks, parts, strict=True):
+            scope = values[block.group].norm_scope
+            if scope in limits and not block.is_frozen:
+                squares[scope].append(_square(part, factor, np.int32(block.size)))
+        return {scope: _clip_scale(squares[scope], np.float32(limits[scope])) for scope in limits if squares[scope]}
+
+    def _advance(
+        self, block: BlockPlan, kernels: _Kernels, state: Block, part: Any, scalars: Scalars, step: int
+    ) -> Block:
+        scalars = scalars._replace(count=np.int32(block.size))
+        if not self._spec.ends_sync_period(step):
+            weights, of_rule = kernels.fast(state.weights, state.state, part, scalars)
+            return Block(weights, of_rule, state.slow)
+        weights, of_rule = kernels.sync(state.slow, state.weights, state.state, part, scalars)
+        if self._spec.reset_state:
+            of_rule = kernels.init(weights, scalars.rule.lr)
+        return Block(weights, of_rule, weights)
 
 
-class _Parts(NamedTuple):
-    """What a block's gradient is summed from."""
-
-    gradients: Sequence[np.ndarray | jax.Array]
-    factors: tuple[np.float32, ...]
-
-
-def _clipped_by_norm(
-    plan: Plan, parts: list[_Parts], values: Sequence[StepValues]
-) -> tuple[list[_Parts], dict[int, jax.Array]]:
-    """For what is clipped by norm, the gradient summed up already, and the factor of each norm's scope."""
-    limits = {group.norm_scope: group.grad_clip_norm for group in values if group.grad_clip_norm is not None}
-    squares: dict[int, list[jax.Array]] = {scope: [] for scope in limits}
-    summed = list(parts)
-    for at, (block, part) in enumerate(zip(plan.blocks, parts, strict=True)):
-        scope = values[block.group].norm_scope
-        if scope in limits and not block.is_frozen:
-            mean, square = _aggregate(*part)
-            squares[scope].append(square)
-            summed[at] = _Parts((mean,), (np.float32(1),))
-    scales = {scope: _clip_scale(squares[scope], np.float32(limits[scope])) for scope in limits if squares[scope]}
-    return summed, scales
+def _part(block: BlockPlan, gradients: Sequence[np.ndarray], factors: tuple[np.float32, ...]) -> np.ndarray | jax.Array:
+    """The block's range of the one gradient, or of the mean of several. What it has beyond its size is not for use."""
+    parts = tuple(_view(block, gradient) for gradient in gradients)
+    return parts[0] if len(parts) == 1 else _mean(parts, factors)
 
 
-def _scalars(values: StepValues, grad_scale: np.float32 | jax.Array, of_rule: tuple[np.float32, ...]) -> Scalars:
+def _view(block: BlockPlan, flat: np.ndarray) -> np.ndarray:
+    view = flat[block.start : block.start + block.length]
+    if view.size == block.length:
+        return view
+    return np.concatenate([view, np.zeros(block.length - view.size, np.float32)])
+
+
+def _scalars(
+    values: StepValues, factor: np.float32, scale: jax.Array | None, of_rule: tuple[np.float32, ...]
+) -> Scalars:
     return Scalars(
-        weight_decay=np.float32(values.weight_decay),
+        count=np.int32(0),  # each block's own
+        factor=factor,
+        grad_scale=np.float32(1) if scale is None else scale,
         grad_clip_value=np.float32(math.inf if values.grad_clip_value is None else values.grad_clip_value),
-        grad_scale=grad_scale,
+        weight_decay=np.float32(values.weight_decay),
         rule=StepScalars(np.float32(values.lr), np.float32(values.decoupled_weight_decay), of_rule),
     )
 
 
-def _advance(
-    spec: optim.UpdateSpec, block: BlockPlan, state: Block, inputs: tuple[Any, ...], *, step: int, values: StepValues
-) -> Block:
-    kernels = _kernels(_kind(spec, block))
-    if not spec.ends_sync_period(step):
-        weights, of_rule = kernels.fast(state.weights, state.state, *inputs)
-        return Block(weights, of_rule, state.slow)
-    weights, of_rule = kernels.sync(state.slow, state.weights, state.state, *inputs)
-    if spec.reset_state:
-        of_rule = _first_state(spec, block, weights, values)
-    return Block(weights, of_rule, weights)
-
-
-def _kind(spec: optim.UpdateSpec, block: BlockPlan) -> _Kind:
-    return _Kind(spec.rule, block.shapes, spec.alpha)
-
-
-@lru_cache(maxsize=1024)  # one for each rule, and for each layout of a block where whole tensors matter
+@lru_cache(maxsize=_KEPT_KERNELS)
 def _kernels(kind: _Kind) -> _Kernels:
     return _Kernels(
         init=jax.jit(partial(_init, kind)),
@@ -184,24 +205,17 @@ def _kernels(kind: _Kind) -> _Kernels:
 
 
 def _init(kind: _Kind, weights: jax.Array, lr: jax.Array) -> State:
-    return rule_of(kind.rule).init(_tensors(weights, kind.shapes), lr)
+    return rule_of(kind.rule).init(_shaped(weights, kind.shape), lr)
 
 
 def _fast_step(
-    kind: _Kind,
-    weights: jax.Array,
-    state: State,
-    gradients: Sequence[jax.Array],
-    factors: Sequence[jax.Array],
-    scalars: Scalars,
+    kind: _Kind, weights: jax.Array, state: State, gradient: jax.Array, scalars: Scalars
 ) -> tuple[jax.Array, State]:
-    g = _mean(gradients, factors) * scalars.grad_scale
+    g = _within(gradient * scalars.factor, scalars.count) * scalars.grad_scale
     g = jnp.clip(g, -scalars.grad_clip_value, scalars.grad_clip_value)
     g = g + scalars.weight_decay * weights
-    moved, state = rule_of(kind.rule).update(
-        _tensors(g, kind.shapes), _tensors(weights, kind.shapes), state, scalars.rule
-    )
-    return _flat(moved), state
+    moved, state = rule_of(kind.rule).update(_shaped(g, kind.shape), _shaped(weights, kind.shape), state, scalars.rule)
+    return _within(moved.reshape(-1), scalars.count), state
 
 
 def _sync_step(kind: _Kind, slow: jax.Array, *arguments: Any) -> tuple[jax.Array, State]:
@@ -216,18 +230,16 @@ def _toward(slow: jax.Array, fast: jax.Array, alpha: float) -> jax.Array:
     return slow + alpha * (fast - slow)
 
 
-def _tensors(flat: jax.Array, shapes: tuple[Shape, ...] | None) -> Tensors:
-    """The tensors that lie one after the other in `flat`; itself where the rule does not look at them."""
-    if shapes is None:
-        return flat
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    return tuple(part.reshape(shape) for part, shape in zip(jnp.split(flat, ends), shapes, strict=True))
+def _shaped(flat: jax.Array, shape: Shape | None) -> jax.Array:
+    return flat if shape is None else flat.reshape(shape)
 
 
-def _flat(tensors: Tensors) -> jax.Array:
-    return jnp.concatenate([tensor.reshape(-1) for tensor in tensors]) if isinstance(tensors, tuple) else tensors
+def _within(flat: jax.Array, count: jax.Array) -> jax.Array:
+    """Zeros beyond the block's size, so that norms do not see what is there."""
+    return jnp.where(jnp.arange(flat.size, dtype=jnp.int32) < count, flat, 0)
 
 
+@jax.jit
 def _mean(gradients: Sequence[jax.Array], factors: Sequence[jax.Array]) -> jax.Array:
     total = gradients[0] * factors[0]
     for gradient, factor in zip(gradients[1:], factors[1:], strict=True):
@@ -236,10 +248,9 @@ def _mean(gradients: Sequence[jax.Array], factors: Sequence[jax.Array]) -> jax.A
 
 
 @jax.jit
-def _aggregate(gradients: Sequence[jax.Array], factors: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The mean, and its sum of squares."""
-    mean = _mean(gradients, factors)
-    return mean, jnp.sum(jnp.square(mean))
+def _square(gradient: jax.Array, factor: jax.Array, count: jax.Array) -> jax.Array:
+    """The sum of squares."""
+    return jnp.sum(jnp.square(_within(gradient * factor, count)))
 
 
 @jax.jit

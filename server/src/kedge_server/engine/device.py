@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from kedge.optim.controls import StepValues
-from kedge_server.core import update
 from kedge_server.core.plan import Plan
+from kedge_server.core.update import Program
 from kedge_server.engine.snapshots import Snapshot
 
 ResultT = TypeVar("ResultT")
@@ -52,32 +52,32 @@ class Writer:
     """
 
     def __init__(self, plan: Plan, weights: np.ndarray, values: Sequence[StepValues]) -> None:
-        self._plan = plan
+        self._program = Program(plan)
+        self._spec = plan.spec
         self._step = 0
         self._lookahead_sync_count = 0
-        self._blocks = update.init_blocks(plan, self._cut(weights), values)
+        self._blocks = self._program.init(weights, values)
 
     def apply(
         self, gradients: Sequence[np.ndarray], mean_weights: Sequence[float], values: Sequence[StepValues]
     ) -> Snapshot:
         """Applies one round and waits for it: afterwards the gradients may be overwritten."""
         self._step += 1
-        self._lookahead_sync_count += self._plan.spec.ends_sync_period(self._step)
-        blocks = [self._cut(gradient) for gradient in gradients]
-        self._blocks = update.apply_round(
-            self._plan, self._blocks, blocks, mean_weights=mean_weights, step=self._step, values=values
+        self._lookahead_sync_count += self._spec.ends_sync_period(self._step)
+        self._blocks = self._program.apply(
+            self._blocks, gradients, mean_weights=mean_weights, step=self._step, values=values
         )
         jax.block_until_ready(self._blocks)  # type: ignore[no-untyped-call]  # JAX leaves it bare
         return self.snapshot()
 
     def snapshot(self) -> Snapshot:
         """The weights as they are now. On the CPU the arrays are the state's, elsewhere copies on the host."""
-        fast = tuple(jax.device_get([block.weights for block in self._blocks]))
+        fast = self._program.host_weights(block.weights for block in self._blocks)
         slow = None
-        if self._plan.spec.sync_period is not None:
+        if self._spec.sync_period is not None:
             is_synced = all(block.slow is block.weights for block in self._blocks)
-            slow = fast if is_synced else tuple(jax.device_get([block.slow for block in self._blocks]))
+            slow = fast if is_synced else self._program.host_weights(self._slow_arrays())
         return Snapshot(self._step, self._lookahead_sync_count, fast, slow)
 
-    def _cut(self, flat: np.ndarray) -> list[np.ndarray]:
-        return [flat[block.start : block.stop] for block in self._plan.blocks]
+    def _slow_arrays(self) -> list[jax.Array]:
+        return [block.slow for block in self._blocks if block.slow is not None]

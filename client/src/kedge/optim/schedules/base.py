@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
 
-from kedge.optim._checks import FLOAT32_MAX, check, check_count, check_number, check_rate
+from kedge.optim._checks import FLOAT32_MAX, check, check_count, check_number, check_rate, plain, set_plain
 
 Tick = Literal["step", "manual"]
 
@@ -35,6 +35,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Checks every field."""
+        set_plain(self)
         self._check()
         check_epochs(self, "last_epoch")
         if self.steps_per_epoch is not None:
@@ -109,7 +110,7 @@ def check_positive(schedule: Schedule, *fields: str) -> None:
 def check_epochs(schedule: Schedule, *fields: str, minimum: int = 0) -> None:
     """Refuses fields that are no number of ticks or epochs."""
     for field in fields:
-        _check_epoch(field, getattr(schedule, field), minimum)
+        check_epoch(field, getattr(schedule, field), minimum)
 
 
 def check_choice(schedule: Schedule, field: str, choices: tuple[str, ...]) -> None:
@@ -128,7 +129,7 @@ def checked_epochs(field: str, values: Any) -> tuple[int, ...]:
     """
     epochs = checked_entries(field, values)
     for at, epoch in enumerate(epochs):
-        _check_epoch(f"{field}[{at}]", epoch, 0)
+        check_epoch(f"{field}[{at}]", epoch)
     return epochs
 
 
@@ -148,7 +149,7 @@ def checked_entries(field: str, values: Any, *, limit: int = MAX_ENTRIES) -> tup
     """
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{field} is {values!r}: it must be a list or a tuple")
-    entries = tuple(values)
+    entries = tuple(map(plain, values))
     if len(entries) > limit:
         raise ValueError(f"{field} has {len(entries)} entries: it must have at most {limit}")
     return entries
@@ -174,6 +175,7 @@ def grown(base: float, gamma: float, exponent: float) -> float:
         return math.inf
 
 
-def _check_epoch(field: str, value: object, minimum: int) -> None:
+def check_epoch(field: str, value: object, minimum: int = 0) -> None:
+    """Refuses what is no number of ticks or epochs."""
     check_count(field, value, minimum=minimum)
     check(field, value, value <= MAX_EPOCH, "at most 2^63 - 1")  # type: ignore[operator]  # check_count knows it

@@ -10,9 +10,9 @@ from typing import Any
 from kedge import optim
 from kedge_server.core.rules import adaptive, layerwise, momentum
 from kedge_server.core.rules.aliases import alias, check_alias
-from kedge_server.core.rules.rule import Rule, State, StepScalars, Tensors
+from kedge_server.core.rules.rule import Rule, Sees, State, StepScalars
 
-__all__ = ["Rule", "State", "StepScalars", "Tensors", "check_rule", "rule_of"]
+__all__ = ["Rule", "Sees", "State", "StepScalars", "check_rule", "rule_of"]
 
 _RULES: dict[type[optim.Rule], Callable[[Any], Rule]] = {
     optim.SGD: momentum.sgd,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from kedge import optim
-from kedge_server.core.rules.rule import Rule, Scalar, State, StepScalars, Tensors, no_scalars
+from kedge_server.core.rules.rule import Rule, Scalar, Sees, State, StepScalars, no_scalars
 
 ELEMENTWISE = frozenset(
     {
@@ -41,22 +41,29 @@ ELEMENTWISE = frozenset(
     }
 )
 """Those whose elements move by themselves."""
-LAYERWISE = frozenset({"adafactor", "fromage", "lamb", "lars", "novograd"})
-"""Those that look at whole tensors."""
+NORMWISE = frozenset({"fromage", "lamb", "lars", "novograd"})
+"""Those that look at the norms of whole tensors."""
+SHAPEWISE = frozenset({"adafactor"})
+"""Those that look at the shapes of tensors."""
+_SEES: dict[str, Sees] = {
+    **dict.fromkeys(ELEMENTWISE, "elements"),
+    **dict.fromkeys(NORMWISE, "norms"),
+    **dict.fromkeys(SHAPEWISE, "shapes"),
+}
 
 
 def alias(base: optim.Optax) -> Rule:
     """The rule of an alias that `check_alias` has let pass."""
 
-    def init(weights: Tensors, lr: Scalar) -> State:
+    def init(weights: jax.Array, lr: Scalar) -> State:
         # Copied, so that no state is the weights' own array, which would be donated with it.
         return jax.tree.map(jnp.copy, _make(base, lr).init(weights))
 
-    def update(g: Tensors, w: Tensors, state: State, step: StepScalars) -> tuple[Tensors, State]:
+    def update(g: jax.Array, w: jax.Array, state: State, step: StepScalars) -> tuple[jax.Array, State]:
         moved, state = _make(base, step.lr).update(g, state, w)
         return optax.apply_updates(w, moved), state
 
-    return Rule(base.name in ELEMENTWISE, init, no_scalars, update)
+    return Rule(_SEES[base.name], init, no_scalars, update)
 
 
 def check_alias(base: optim.Optax) -> None:
@@ -66,7 +73,7 @@ def check_alias(base: optim.Optax) -> None:
         ValueError: for a name that is not on the list, or arguments that optax does not take. The text begins with the
             field's name.
     """
-    known = sorted(name for name in ELEMENTWISE | LAYERWISE if hasattr(optax, name))
+    known = sorted(name for name in _SEES if hasattr(optax, name))
     if base.name not in known:
         raise ValueError(f"name is {base.name!r}: it must be one of {', '.join(known)}")
     parameters = inspect.signature(getattr(optax, base.name)).parameters
@@ -90,12 +97,12 @@ def _check_traces(base: optim.Optax) -> None:
     rule = alias(base)
     scalars = StepScalars(jnp.zeros(()), jnp.zeros(()), ())
 
-    def step(weights: Tensors) -> Any:
+    def step(weights: Any) -> Any:
         return rule.update(weights, weights, rule.init(weights, scalars.lr), scalars)
 
-    weights = tensors[1] if rule.is_elementwise else tensors
     try:
-        jax.eval_shape(step, weights)
+        for weights in tensors:
+            jax.eval_shape(step, weights)
     except Exception as error:  # whatever optax makes of wrong values
         given = ", ".join(f"{name}={value!r}" for name, value in base.arguments)
         raise ValueError(f"arguments are {given}: optax.{base.name} cannot take them ({error})") from error

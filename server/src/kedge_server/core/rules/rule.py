@@ -1,14 +1,14 @@
 """What a rule is: the part of an optimizer that turns a gradient and its own state into a step."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Tensors = Any
-"""One flat array of any range of the parameters; or, for rules that look at whole tensors, a tuple of these."""
+Sees = Literal["elements", "norms", "shapes"]
+"""What a rule looks at beside each element: nothing; the norm of its tensor; the shape of its tensor."""
 State = Any
 """What a rule keeps for a block: a tree of arrays."""
 Scalar = jax.Array | np.float32
@@ -26,14 +26,15 @@ class StepScalars(NamedTuple):
 class Rule(NamedTuple):
     """One base optimizer."""
 
-    is_elementwise: bool
-    """Whether each element moves by itself, so that blocks may be cut anywhere. Else blocks hold whole tensors."""
-    init: Callable[[Tensors, Scalar], State]
-    """(weights, learning rate) -> the state of step 0. It must not hold the weights' own arrays."""
+    sees: Sees
+    """A rule that sees elements gets flat arrays of any range, one that sees norms that of a whole tensor; both may end
+    in zeros, whose gradient is zero. One that sees shapes gets the tensor in its shape."""
+    init: Callable[[jax.Array, Scalar], State]
+    """(weights, learning rate) -> the state of step 0. It must not hold the weights' own array."""
     scalars: Callable[[int], tuple[float, ...]]
     """What the rule's step t (from 1) needs beyond the arrays, in float64: `1 - b2**t` in float32 is off by 1e-5 and
     more in the first steps."""
-    update: Callable[[Tensors, Tensors, State, StepScalars], tuple[Tensors, State]]
+    update: Callable[[jax.Array, jax.Array, State, StepScalars], tuple[jax.Array, State]]
     """(gradient, weights, state, scalars) -> (new weights, new state)"""
 
 
@@ -56,4 +57,4 @@ def elementwise(direction: Direction, *start: float, scalars: Callable[[int], tu
         moved, state = direction(g, w, state, step)
         return w - step.lr * moved, state
 
-    return Rule(True, init, scalars, update)
+    return Rule("elements", init, scalars, update)

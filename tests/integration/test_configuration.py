@@ -13,7 +13,7 @@ from wire_client import WireClient, error_info, floats, sgd
 import kedge
 from kedge import optim
 from kedge.v1 import optimizer_pb2, run_pb2, run_service_pb2
-from kedge.v1.schedule_pb2 import ExponentialLR, LearningRate, StepLR
+from kedge.v1.schedule_pb2 import CosineAnnealingLR, ExponentialLR, LearningRate, StepLR
 
 ALONE = kedge.Synchronous(quorum=1)
 PARAMS = {"w": np.ones((3, 2), np.float32), "b": np.ones(2, np.float32)}
@@ -38,7 +38,11 @@ BAD_ALIASES: dict[str, tuple[optim.Optax, str, str]] = {
     "not an optimizer": (optim.Optax("apply_updates"), "name", "it must be one of"),
     "unknown argument": (optim.Optax("adam", beta1=0.9), "arguments.beta1", "whose arguments are b1, b2, eps"),
     "mask": (optim.Optax("adamw", mask=True), "arguments.mask", "use groups"),
-    "wrong type": (optim.Optax("adam", b1="high"), "arguments", "optax.adam cannot take them"),
+    "text": (optim.Optax("adam", b1="high"), "arguments.b1", "must be a number"),
+    "wrong type": (optim.Optax("adam", b1=None), "arguments", "optax.adam cannot take them"),
+    "not finite after a step": (optim.Optax("adam", b1=1.0), "arguments", "NaN or infinite weights"),
+    "whole numbers for a state": (optim.Optax("adam", mu_dtype="int32"), "arguments.mu_dtype", "one of float32"),
+    "a dtype with a size": (optim.Optax("adam", mu_dtype="(100000,100000)f4"), "arguments.mu_dtype", "one of float32"),
 }
 
 
@@ -49,7 +53,7 @@ def test_optax_arguments_are_checked_against_optax(client: kedge.Client, run_id:
         client.create_run(run_id, params=PARAMS, optimizer=optim.Lookahead(optimizer), aggregation=ALONE)
 
     assert caught.value.reason == "INVALID_CONFIGURATION"
-    assert caught.value.metadata["field"] == f"optimizer.{field}"
+    assert caught.value.metadata["field"] == f"optimizer.optax.{field}"
     with pytest.raises(kedge.KedgeError, match="RUN_NOT_FOUND"):
         client.get_run(run_id)
 
@@ -80,11 +84,23 @@ def optimizer(**fields: Any) -> dict[str, Any]:
 
 Group = run_pb2.ParameterGroup
 BAD_HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "betas": ("optimizer.betas", optimizer(adam=optimizer_pb2.Adam(betas=[0.9, 1.0], eps=1e-8))),
-    "a beta is missing": ("optimizer.betas", optimizer(adam=optimizer_pb2.Adam(betas=[0.9], eps=1e-8))),
-    "momentum": ("optimizer.momentum", optimizer(sgd=optimizer_pb2.Sgd(momentum=-0.5))),
-    "alpha": ("optimizer.alpha", optimizer(lookahead=optimizer_pb2.Lookahead(sync_period=5, alpha=1.5))),
-    "period": ("optimizer.sync_period", optimizer(lookahead=optimizer_pb2.Lookahead(alpha=0.5))),
+    "betas": ("optimizer.adam.betas", optimizer(adam=optimizer_pb2.Adam(betas=[0.9, 1.0], eps=1e-8))),
+    "a beta is missing": ("optimizer.adam.betas", optimizer(adam=optimizer_pb2.Adam(betas=[0.9], eps=1e-8))),
+    "momentum": ("optimizer.sgd.momentum", optimizer(sgd=optimizer_pb2.Sgd(momentum=-0.5))),
+    "alpha": ("optimizer.lookahead.alpha", optimizer(lookahead=optimizer_pb2.Lookahead(sync_period=5, alpha=1.5))),
+    "period": ("optimizer.lookahead.sync_period", optimizer(lookahead=optimizer_pb2.Lookahead(alpha=0.5))),
+    "coupled decay of AdamW in Lookahead": (
+        "optimizer.weight_decay",
+        optimizer(
+            adamw=optimizer_pb2.AdamW(betas=[0.9, 0.9], eps=1e-8),
+            lookahead=optimizer_pb2.Lookahead(sync_period=5, alpha=0.5),
+            weight_decay=0.5,
+        ),
+    ),
+    "schedule's own name": (
+        "optimizer.lr.cosine_annealing_lr.t_max",
+        optimizer(lr=LearningRate(cosine_annealing_lr=CosineAnnealingLR(base_lr=1), steps_per_epoch=1)),
+    ),
     "decay that the rule has not": ("optimizer.decoupled_weight_decay", optimizer(decoupled_weight_decay=0.1)),
     "infinite clip": ("optimizer.grad_clip_norm", optimizer(grad_clip_norm=math.inf)),
     "schedule": (

@@ -88,14 +88,11 @@ CASES = [
     ),
     Case(
         "lookahead_adamw_lr_replaced",
-        optim.Lookahead(
-            optim.AdamW(lr=9.0, weight_decay=0.2), sync_period=4, lr=optim.StepLR(0.02, 5, 0.8), weight_decay=0.1
-        ),
+        optim.Lookahead(optim.AdamW(lr=9.0, weight_decay=0.2), sync_period=4, lr=optim.StepLR(0.02, 5, 0.8)),
         Recipe(
             rule="adamw",
             lr=_step_lr(base_lr=0.02, step_size=5, gamma=0.8),
             decoupled_decay=0.2,
-            decay=0.1,
             sync_period=4,
         ),
     ),

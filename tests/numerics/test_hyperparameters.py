@@ -112,6 +112,7 @@ OPTIMIZERS = [
 def test_neither_a_change_nor_another_number_of_contributions_compiles_the_rule_anew(
     optimizer: optim.Optimizer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    jax.clear_caches()  # whatever other tests have compiled
     group = optim.Group("a.*", name="a")
     program = update.Program(plan(optimizer.spec(), MANIFEST, groups=[group], block_elements=40))
     controls = Controls.begin(optimizer.spec(), [group])

@@ -107,7 +107,7 @@ class Bridge:
 
     def _update_run(self, request: Any) -> Any:
         _, group, change = change_from_wire(request.hyperparameters)
-        return run_pb.UpdateRunResponse(step=self._fake.set_hyperparameters(request.name, group, change))
+        return run_pb.UpdateRunResponse(step=self._fake.set_hyperparameters(request.name, group, change, request_id=""))
 
     def _tick_schedule(self, request: Any) -> Any:
         to = request.to_tick if request.HasField("to_tick") else None

@@ -361,7 +361,7 @@ class Run:
         grad_clip_norm: float | None = None,
         grad_clip_value: float | None = None,
     ) -> int:
-        """Changes hyperparameters while the run goes on. The moments stay, and nothing is compiled anew.
+        """Changes hyperparameters while the run goes on. The moments stay, and the update is not compiled anew.
 
         What is None stays. A change that changes nothing is not recorded, so every worker may make it. `info().changes`
         lists those that were made.
@@ -374,7 +374,7 @@ class Run:
             grad_clip_value: greater than 0; math.inf switches it off.
 
         Returns:
-            The number of the first step that is made with it.
+            The number of the next step to be made, which is made with it.
 
         Raises:
             ValueError, TypeError: for what can be no hyperparameter; the message names it.
@@ -382,7 +382,10 @@ class Run:
         """
         change = Change(lr, weight_decay, grad_clip_norm, grad_clip_value)
         check_changes(*change)
-        return self._retrier.call(lambda: self._transport.set_hyperparameters(self.name, group, change))
+        request_id = uuid.uuid4().hex
+        return self._retrier.call(
+            lambda: self._transport.set_hyperparameters(self.name, group, change, request_id=request_id)
+        )
 
     def tick_schedule(self, *, group: str = "", to: int | None = None) -> int:
         """Ticks a schedule that was made with `tick="manual"`: what `scheduler.step()` is elsewhere.

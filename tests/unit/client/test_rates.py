@@ -4,6 +4,7 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -231,3 +232,62 @@ def test_tick_by_hand_of_what_has_none_is_refused(lr: float | optim.Schedule, gr
     state = controls(lr, optim.Group("own", lr=0.3), optim.Group("shared", weight_decay=0.1))
     with pytest.raises(ValueError, match=says):
         state.ticked(group)
+
+
+@pytest.mark.parametrize("to", [-1, 2**63, 2**64 - 1, 2**70])
+def test_tick_out_of_range_is_refused(to: int) -> None:
+    state = controls(optim.StepLR(tick="manual"))
+    with pytest.raises(ValueError, match=f"^to is {to}: it must be at "):
+        state.ticked("", to)
+
+
+@pytest.mark.parametrize("to", [1.5, "x", True, 3.0])
+def test_tick_that_is_no_whole_number_is_refused(to: Any) -> None:
+    state = controls(optim.StepLR(tick="manual"))
+    with pytest.raises(TypeError, match=f"^to is {to!r}: it must be a whole number"):
+        state.ticked("", to)
+
+
+@pytest.mark.parametrize("group", [None, 0, optim.Group("own")])
+def test_group_that_is_no_name_is_refused(group: Any) -> None:
+    state = controls(optim.StepLR(tick="manual"), optim.Group("own"))
+    with pytest.raises(TypeError, match=r"^group is "):
+        state.changed(group, Change(lr=0.5), step=1)
+    with pytest.raises(TypeError, match=r"^group is "):
+        state.ticked(group)
+
+
+def test_there_is_a_last_tick() -> None:
+    state = controls(optim.StepLR(**HALVES, tick="manual")).ticked("", 2**63 - 2).ticked("")
+    assert state.rate_state("").tick == 2**63 - 1
+    assert state.ticked("", np.int64(2**63 - 1)) == state
+    with pytest.raises(ValueError, match=r"^tick is 9223372036854775807: "):
+        state.ticked("")
+
+
+def test_clip_that_is_off_already_is_not_switched_off_again() -> None:
+    off = Change(grad_clip_norm=math.inf, grad_clip_value=math.inf)
+    state = controls(0.1)
+    assert state.changed("", off, step=1) is state
+    clipped = state.changed("", Change(grad_clip_norm=2.0), step=1)
+    free = clipped.changed("", off, step=2)
+    assert (clipped.values()[0].grad_clip_norm, free.values()[0].grad_clip_norm) == (2.0, None)
+    assert free.changed("", off, step=3) is free
+    assert [record.step for record in free.changes] == [1, 2]
+
+
+def test_group_without_a_clip_keeps_none_when_the_run_gets_one() -> None:
+    state = controls(0.1, optim.Group("own")).changed("own", Change(grad_clip_norm=math.inf), step=1)
+    state = state.changed("", Change(grad_clip_norm=2.0), step=2)
+    assert [values.grad_clip_norm for values in state.values()] == [2.0, None]
+    assert state.changed("own", Change(grad_clip_norm=math.inf), step=3) is state
+
+
+@pytest.mark.parametrize("group", ["", "own"])
+def test_change_is_the_same_whatever_library_its_numbers_are_of(group: str) -> None:
+    begin = controls(0.1, optim.Group("own"))
+    want = begin.changed(group, Change(0.5, 2.0, 4.0, 8.0), step=1)
+    given = Change(np.float32(0.5), np.int64(2), np.array(4), np.longdouble(8))
+    got = begin.changed(group, given, step=1)
+    assert (got, repr(got)) == (want, repr(want))
+    assert want.changed(group, given, step=2) is want

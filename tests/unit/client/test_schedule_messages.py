@@ -196,7 +196,7 @@ def test_whole_number_may_be_given_for_a_rate() -> None:
             "lr.multi_step_lr.milestones[1]",
             "",
         ),
-        ('{"cosineAnnealingLr": {}}', "lr.cosine_annealing_lr.T_max", "at least 1"),
+        ('{"cosineAnnealingLr": {}}', "lr.cosine_annealing_lr.t_max", "at least 1"),
         ('{"cyclicLr": {"mode": 9, "stepSizeUp": 5, "gamma": 1}}', "lr.cyclic_lr.mode", "one of MODE_TRIANGULAR, "),
         ('{"oneCycleLr": {"maxLr": 1}}', "lr.one_cycle_lr.total_steps", "at least 1"),
         ('{"oneCycleLr": {"totalSteps": 5}, "stepsPerEpoch": 2}', "lr.steps_per_epoch", "OneCycleLR"),

@@ -1,11 +1,10 @@
 """`Optax`: an optimizer of optax by its name, for what has no class of its own. The client knows nothing of optax."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from kedge.optim._checks import plain
+from kedge.optim._checks import FLOAT32_MAX, plain
 from kedge.optim.rules import Rule
 from kedge.optim.schedules import Schedule
 from kedge.optim.spec import Settings
@@ -35,7 +34,8 @@ class Optax(Rule):
             is one of them too: it is what optax makes of it, and stays. The `weight_decay` of a group or of
             `run.set_hyperparameters` is coupled decay besides, added before optax gets the gradient.
 
-    Optax' rprop reads its rate when the run is created alone: no schedule and no change moves it later.
+    Optax' rprop reads its learning rate only where its state is made, as the run is created: neither a schedule nor a
+    change reaches it later.
 
     Attributes:
         name: of the function.
@@ -95,7 +95,8 @@ class Optax(Rule):
         _check_identifier("name", self.name)
 
 
-def _checked_arguments(arguments: Mapping[str, object]) -> tuple[tuple[str, Argument], ...]:
+def check_argument_names(arguments: Mapping[str, object]) -> None:
+    """Refuses too many arguments, and names that none of optax' can have."""
     if len(arguments) > MAX_ARGUMENT_COUNT:
         raise ValueError(f"arguments are {len(arguments)}: give at most {MAX_ARGUMENT_COUNT}")
     if "learning_rate" in arguments:
@@ -103,6 +104,10 @@ def _checked_arguments(arguments: Mapping[str, object]) -> tuple[tuple[str, Argu
         raise ValueError(f"arguments.learning_rate is {given!r}: give it as lr, which may be a schedule too")
     for name in arguments:
         _check_identifier("arguments", name)
+
+
+def _checked_arguments(arguments: Mapping[str, object]) -> tuple[tuple[str, Argument], ...]:
+    check_argument_names(arguments)
     return tuple((name, _checked(f"arguments.{name}", arguments[name])) for name in sorted(arguments))
 
 
@@ -130,8 +135,8 @@ def _checked_scalar(field: str, value: object) -> Scalar:
         raise TypeError(f"{field} is {given}: it must be a number, True, False, None, text, or a tuple of them")
     if isinstance(value, str) and len(value) > MAX_TEXT_LENGTH:
         raise ValueError(f"{field} is {value[:40]!r}...: text has at most {MAX_TEXT_LENGTH} characters")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{field} is {value!r}: it must be finite")
+    if isinstance(value, float) and not abs(value) <= FLOAT32_MAX:
+        raise ValueError(f"{field} is {value!r}: it must be finite, in float32 too")
     if isinstance(value, int) and abs(value) > _MAX_INT:
         raise ValueError(f"{field} is {value!r}: a whole number must fit 64 bits")
     return value

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from kedge.optim._checks import check, plain
-from kedge.optim.groups import Change, Group, check_changes
+from kedge.optim.groups import Group, check_changes
 from kedge.optim.schedules import PlateauState, ReduceLROnPlateau, Schedule
 from kedge.optim.schedules.base import MAX_EPOCH, check_epoch
 from kedge.optim.spec import Settings, UpdateSpec
@@ -30,6 +30,15 @@ class StepValues(NamedTuple):
     grad_clip_value: float | None
     norm_scope: int
     """The groups of one number are clipped by their common norm. 0: the run's own clip."""
+
+
+class Change(NamedTuple):
+    """New hyperparameters of a group; what is None stays, and a clip of math.inf is none."""
+
+    lr: float | Schedule | None = None
+    weight_decay: float | None = None
+    grad_clip_norm: float | None = None
+    grad_clip_value: float | None = None
 
 
 class RecordedChange(NamedTuple):
@@ -153,9 +162,10 @@ class Controls:
         A new schedule begins at its first tick. A change that changes nothing gives these same controls.
 
         Raises:
-            ValueError, TypeError: for a group that there is not, or a value out of range.
+            ValueError, TypeError: for a group that there is not, or a value that is none or out of range.
         """
-        change = check_changes(*change)
+        _check_group(group)
+        change = Change(*check_changes(*change))
         after = self._with_group(group, change) if group else self._with_base(change)
         if after == self:
             return self
@@ -167,8 +177,9 @@ class Controls:
 
         Raises:
             ValueError: if there is no schedule that ticks by hand, or for a tick that is out of range.
-            TypeError: if `to` is no whole number.
+            TypeError: if `to` is no whole number, or the group no name.
         """
+        _check_group(group)
         to = plain(to)
         if to is not None:
             check_epoch("to", to)
@@ -240,6 +251,11 @@ class Controls:
     def _with_rates(self, after: Callable[[RateState], RateState]) -> "Controls":
         groups = tuple(own if own.rate is None else own._replace(rate=after(own.rate)) for own in self._groups)
         return replace(self, _rate=after(self._rate), _groups=groups)
+
+
+def _check_group(group: object) -> None:
+    if not isinstance(group, str):
+        raise TypeError(f'group is {group!r}: it must be the name of a parameter group, or "" for the run')
 
 
 def _changed(own: _Own, change: Change) -> _Own:

@@ -1,10 +1,12 @@
 """Parameter groups: tensors, chosen by name, with hyperparameters of their own."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from fnmatch import translate
+from functools import lru_cache
+from typing import Any
 
 from kedge.optim._checks import (
     FLOAT32_MAX,
@@ -21,15 +23,6 @@ from kedge.optim.schedules import Schedule
 MAX_GROUPS = 64
 MAX_PATTERNS = 64
 MAX_NAME_LENGTH = 256
-
-
-class Change(NamedTuple):
-    """New hyperparameters of a group; what is None stays, and a clip of math.inf is none."""
-
-    lr: float | Schedule | None = None
-    weight_decay: float | None = None
-    grad_clip_norm: float | None = None
-    grad_clip_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,19 +54,25 @@ class Group:
         """Checks every field."""
         patterns = _checked_patterns(self.patterns)
         _check_name(self.name)
-        own = check_changes(self.lr, self.weight_decay, self.grad_clip_norm, self.grad_clip_value)
+        lr, decay, norm, value = check_changes(self.lr, self.weight_decay, self.grad_clip_norm, self.grad_clip_value)
         frozen = plain(self.frozen)
         check_flag("frozen", frozen)
         self._set(patterns=patterns, name=self.name or ",".join(patterns)[:MAX_NAME_LENGTH], frozen=frozen)
-        self._set(**own._asdict())
+        self._set(lr=lr, weight_decay=decay, grad_clip_norm=norm, grad_clip_value=value)
 
     def takes(self, tensor_name: str) -> bool:
         """Whether one of the patterns fits."""
-        return any(fnmatchcase(tensor_name, pattern) for pattern in self.patterns)
+        return _matcher(tuple(self.patterns)).match(tensor_name) is not None
 
     def _set(self, **values: object) -> None:
         for field, value in values.items():
             object.__setattr__(self, field, value)
+
+
+@lru_cache(maxsize=MAX_GROUPS)
+def _matcher(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """All patterns in one, since there may be many names."""
+    return re.compile("|".join(map(translate, patterns)))
 
 
 def check_groups(groups: Any) -> tuple[Group, ...]:
@@ -142,20 +141,20 @@ def check_changes(
     weight_decay: float | None,
     grad_clip_norm: float | None,
     grad_clip_value: float | None,
-) -> Change:
+) -> tuple[float | Schedule | None, float | None, float | None, float | None]:
     """The hyperparameters, with floats for numbers of any kind.
 
     Raises:
         ValueError, TypeError: for what is neither None nor a hyperparameter; the text begins with its name.
     """
-    given = Change(*map(plain, (lr, weight_decay, grad_clip_norm, grad_clip_value)))
-    if given.lr is not None:
-        check_lr(given.lr)
-    if given.weight_decay is not None:
-        check_rate("weight_decay", given.weight_decay)
-    _check_clip("grad_clip_norm", given.grad_clip_norm)
-    _check_clip("grad_clip_value", given.grad_clip_value)
-    return Change(*map(as_float, given))
+    lr, weight_decay, grad_clip_norm, grad_clip_value = map(plain, (lr, weight_decay, grad_clip_norm, grad_clip_value))
+    if lr is not None:
+        check_lr(lr)
+    if weight_decay is not None:
+        check_rate("weight_decay", weight_decay)
+    _check_clip("grad_clip_norm", grad_clip_norm)
+    _check_clip("grad_clip_value", grad_clip_value)
+    return as_float(lr), as_float(weight_decay), as_float(grad_clip_norm), as_float(grad_clip_value)
 
 
 def _check_clip(field: str, limit: float | None) -> None:

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from kedge.optim._checks import check, check_clips, check_count, check_flag, check_number, check_rate, set_floats, set_plain
+from kedge.optim._checks import (
+    check,
+    check_clips,
+    check_count,
+    check_flag,
+    check_number,
+    check_rate,
+    set_floats,
+    set_plain,
+)
 from kedge.optim.rules import Rule, check_lr
 from kedge.optim.schedules import Schedule
 from kedge.optim.spec import UpdateSpec
@@ -86,16 +95,23 @@ Optimizer = Rule | Lookahead
 
 
 def from_spec(spec: UpdateSpec) -> Optimizer:
-    """An optimizer that lies flat as `spec` does, with every option on the base optimizer where that can hold it."""
-    check_rate("decoupled_weight_decay", spec.settings.decoupled_weight_decay)
-    base = spec.rule.with_settings(spec.settings)
+    """An optimizer that lies flat as `spec` does, with every option on the base optimizer where that can hold it.
+
+    Raises:
+        ValueError, TypeError: for settings that cannot be, or that the rule cannot have; the text begins with the name.
+    """
+    settings = spec.settings
+    check_rate("decoupled_weight_decay", settings.decoupled_weight_decay)
+    base = spec.rule.with_settings(settings)
     name, held = type(base).__name__, base.spec().settings
-    if held.decoupled_weight_decay != spec.settings.decoupled_weight_decay:
-        given = spec.settings.decoupled_weight_decay
-        raise ValueError(f"decoupled_weight_decay is {given}: {name} has no decay of its own; give weight_decay")
-    outer_decay = 0.0 if held.weight_decay == spec.settings.weight_decay else spec.settings.weight_decay
-    if spec.sync_period is None:
-        if outer_decay:
-            raise ValueError(f"weight_decay is coupled and {name}'s is not: set the weight_decay of {name} itself")
-        return base
-    return Lookahead(base, spec.sync_period, spec.alpha, weight_decay=outer_decay, reset_state=spec.reset_state)
+    if held.decoupled_weight_decay != settings.decoupled_weight_decay:
+        given = settings.decoupled_weight_decay
+        raise ValueError(f"decoupled_weight_decay is {given!r}: {name} has no decay of its own; give weight_decay")
+    outer_decay = 0.0 if held.weight_decay == settings.weight_decay else settings.weight_decay
+    if spec.sync_period is not None:
+        return Lookahead(base, spec.sync_period, spec.alpha, weight_decay=outer_decay, reset_state=spec.reset_state)
+    if outer_decay:
+        raise ValueError(
+            f"weight_decay is {outer_decay!r}: it is coupled, and {name}'s is not; set that of {name} itself"
+        )
+    return base

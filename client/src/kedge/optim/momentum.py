@@ -35,16 +35,8 @@ class SGD(Rule):
 
 
 @dataclass(frozen=True)
-class Momentum(Rule):
-    """The heavy ball: `v = momentum v + g; weights -= lr v`.
-
-    Attributes:
-        lr: the rate, a number or a schedule.
-        momentum: in [0, 1).
-        weight_decay: coupled L2 decay, >= 0.
-        grad_clip_norm: the gradient's global norm is clipped to it.
-        grad_clip_value: the gradient's elements are clipped to [-value, value].
-    """
+class _WithMomentum(Rule):
+    """Those that are a momentum and nothing else."""
 
     lr: float | Schedule = 1e-3
     momentum: float = 0.9
@@ -57,25 +49,16 @@ class Momentum(Rule):
 
 
 @dataclass(frozen=True)
-class MomentumNesterov(Rule):
+class Momentum(_WithMomentum):
+    """The heavy ball: `v = momentum v + g; weights -= lr v`. Its fields are those of `SGD` but for nesterov."""
+
+
+@dataclass(frozen=True)
+class MomentumNesterov(_WithMomentum):
     """Nesterov's momentum: `v = momentum v + g; weights -= lr (g + momentum v)`.
 
-    Attributes:
-        lr: the rate, a number or a schedule.
-        momentum: in [0, 1).
-        weight_decay: coupled L2 decay, >= 0.
-        grad_clip_norm: the gradient's global norm is clipped to it.
-        grad_clip_value: the gradient's elements are clipped to [-value, value].
+    Its fields are those of `SGD` but for nesterov.
     """
-
-    lr: float | Schedule = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    grad_clip_norm: float | None = None
-    grad_clip_value: float | None = None
-
-    def _check_rule(self) -> None:
-        check_fraction("momentum", self.momentum)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class FakeTransport:
             del self._runs[run.new.run_id]
             self._changed.notify_all()
 
-    def set_hyperparameters(self, run: str, group: str, change: Change) -> int:
+    def set_hyperparameters(self, run: str, group: str, change: Change, *, request_id: str) -> int:  # noqa: ARG002
         """Changes a live run."""
         with self._changed:
             return self._run(run).set_hyperparameters(group, change)

@@ -82,8 +82,8 @@ class Transport(Protocol):
         """Deletes a run."""
         ...
 
-    def set_hyperparameters(self, run: str, group: str, change: Change) -> int:
-        """Changes a live run, or one of its groups; the answer is the first step that is made with it."""
+    def set_hyperparameters(self, run: str, group: str, change: Change, *, request_id: str) -> int:
+        """Changes a live run, or one of its groups; the answer is the next step, which is made with it."""
         ...
 
     def tick_schedule(self, run: str, group: str, *, to: int | None, request_id: str) -> int:

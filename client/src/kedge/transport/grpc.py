@@ -120,9 +120,11 @@ class GrpcTransport:
         request = run_service_pb2.DeleteRunRequest(name=name)
         self._call("DeleteRun", request, run_service_pb2.DeleteRunResponse)
 
-    def set_hyperparameters(self, run: str, group: str, change: Change) -> int:
+    def set_hyperparameters(self, run: str, group: str, change: Change, *, request_id: str) -> int:
         """Changes a live run."""
-        request = run_service_pb2.UpdateRunRequest(name=run, hyperparameters=change_to_wire(group, change))
+        request = run_service_pb2.UpdateRunRequest(
+            name=run, hyperparameters=change_to_wire(group, change), request_id=request_id
+        )
         return self._call("UpdateRun", request, run_service_pb2.UpdateRunResponse).step
 
     def tick_schedule(self, run: str, group: str, *, to: int | None, request_id: str) -> int:

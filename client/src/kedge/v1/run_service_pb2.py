@@ -28,7 +28,7 @@ from kedge.v1 import run_pb2 as kedge_dot_v1_dot_run__pb2
 from kedge.v1 import tensor_pb2 as kedge_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akedge/v1/run_service.proto\x12\x08kedge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18kedge/v1/optimizer.proto\x1a\x12kedge/v1/run.proto\x1a\x15kedge/v1/tensor.proto\"\x98\x01\n\x10\x43reateRunRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.kedge.v1.CreateRunHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x42\t\n\x07payload\"\x8d\x02\n\x0f\x43reateRunHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12$\n\x08manifest\x18\x02 \x01(\x0b\x32\x12.kedge.v1.Manifest\x12&\n\toptimizer\x18\x03 \x01(\x0b\x32\x13.kedge.v1.Optimizer\x12*\n\x0b\x61ggregation\x18\x04 \x01(\x0b\x32\x15.kedge.v1.Aggregation\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x1e\n\x05\x64type\x18\x06 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12(\n\x06groups\x18\x08 \x03(\x0b\x32\x18.kedge.v1.ParameterGroup\"/\n\x11\x43reateRunResponse\x12\x1a\n\x03run\x18\x01 \x01(\x0b\x32\r.kedge.v1.Run\">\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x04view\x18\x02 \x01(\x0e\x32\x11.kedge.v1.RunView\",\n\x0eGetRunResponse\x12\x1a\n\x03run\x18\x01 \x01(\x0b\x32\r.kedge.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"H\n\x10ListRunsResponse\x12\x1b\n\x04runs\x18\x01 \x03(\x0b\x32\r.kedge.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x10UpdateRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x0fhyperparameters\x18\x02 \x01(\x0b\x32\x1e.kedge.v1.HyperparameterChange\"!\n\x11UpdateRunResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"h\n\x13TickScheduleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x14\n\x07to_tick\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\n\n\x08_to_tick\";\n\x14TickScheduleResponse\x12\x0c\n\x04tick\x18\x01 \x01(\x04\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse\"Z\n\x0eJoinRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x0fJoinRunResponse\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04step\x18\x04 \x01(\x04\"1\n\x10HeartbeatRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"K\n\x11HeartbeatResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04step\x18\x02 \x01(\x04\"0\n\x0fLeaveRunRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x12\n\x10LeaveRunResponse2\xf8\x04\n\nRunService\x12\x46\n\tCreateRun\x12\x1a.kedge.v1.CreateRunRequest\x1a\x1b.kedge.v1.CreateRunResponse(\x01\x12;\n\x06GetRun\x12\x17.kedge.v1.GetRunRequest\x1a\x18.kedge.v1.GetRunResponse\x12\x41\n\x08ListRuns\x12\x19.kedge.v1.ListRunsRequest\x1a\x1a.kedge.v1.ListRunsResponse\x12\x44\n\tUpdateRun\x12\x1a.kedge.v1.UpdateRunRequest\x1a\x1b.kedge.v1.UpdateRunResponse\x12M\n\x0cTickSchedule\x12\x1d.kedge.v1.TickScheduleRequest\x1a\x1e.kedge.v1.TickScheduleResponse\x12\x44\n\tDeleteRun\x12\x1a.kedge.v1.DeleteRunRequest\x1a\x1b.kedge.v1.DeleteRunResponse\x12>\n\x07JoinRun\x12\x18.kedge.v1.JoinRunRequest\x1a\x19.kedge.v1.JoinRunResponse\x12\x44\n\tHeartbeat\x12\x1a.kedge.v1.HeartbeatRequest\x1a\x1b.kedge.v1.HeartbeatResponse\x12\x41\n\x08LeaveRun\x12\x19.kedge.v1.LeaveRunRequest\x1a\x1a.kedge.v1.LeaveRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akedge/v1/run_service.proto\x12\x08kedge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18kedge/v1/optimizer.proto\x1a\x12kedge/v1/run.proto\x1a\x15kedge/v1/tensor.proto\"\x98\x01\n\x10\x43reateRunRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.kedge.v1.CreateRunHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x42\t\n\x07payload\"\x8d\x02\n\x0f\x43reateRunHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12$\n\x08manifest\x18\x02 \x01(\x0b\x32\x12.kedge.v1.Manifest\x12&\n\toptimizer\x18\x03 \x01(\x0b\x32\x13.kedge.v1.Optimizer\x12*\n\x0b\x61ggregation\x18\x04 \x01(\x0b\x32\x15.kedge.v1.Aggregation\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x1e\n\x05\x64type\x18\x06 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12(\n\x06groups\x18\x08 \x03(\x0b\x32\x18.kedge.v1.ParameterGroup\"/\n\x11\x43reateRunResponse\x12\x1a\n\x03run\x18\x01 \x01(\x0b\x32\r.kedge.v1.Run\">\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x04view\x18\x02 \x01(\x0e\x32\x11.kedge.v1.RunView\",\n\x0eGetRunResponse\x12\x1a\n\x03run\x18\x01 \x01(\x0b\x32\r.kedge.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"H\n\x10ListRunsResponse\x12\x1b\n\x04runs\x18\x01 \x03(\x0b\x32\r.kedge.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x10UpdateRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x0fhyperparameters\x18\x02 \x01(\x0b\x32\x1e.kedge.v1.HyperparameterChange\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"!\n\x11UpdateRunResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"h\n\x13TickScheduleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x14\n\x07to_tick\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\n\n\x08_to_tick\";\n\x14TickScheduleResponse\x12\x0c\n\x04tick\x18\x01 \x01(\x04\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse\"Z\n\x0eJoinRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x0fJoinRunResponse\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04step\x18\x04 \x01(\x04\"1\n\x10HeartbeatRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"K\n\x11HeartbeatResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04step\x18\x02 \x01(\x04\"0\n\x0fLeaveRunRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x12\n\x10LeaveRunResponse2\xf8\x04\n\nRunService\x12\x46\n\tCreateRun\x12\x1a.kedge.v1.CreateRunRequest\x1a\x1b.kedge.v1.CreateRunResponse(\x01\x12;\n\x06GetRun\x12\x17.kedge.v1.GetRunRequest\x1a\x18.kedge.v1.GetRunResponse\x12\x41\n\x08ListRuns\x12\x19.kedge.v1.ListRunsRequest\x1a\x1a.kedge.v1.ListRunsResponse\x12\x44\n\tUpdateRun\x12\x1a.kedge.v1.UpdateRunRequest\x1a\x1b.kedge.v1.UpdateRunResponse\x12M\n\x0cTickSchedule\x12\x1d.kedge.v1.TickScheduleRequest\x1a\x1e.kedge.v1.TickScheduleResponse\x12\x44\n\tDeleteRun\x12\x1a.kedge.v1.DeleteRunRequest\x1a\x1b.kedge.v1.DeleteRunResponse\x12>\n\x07JoinRun\x12\x18.kedge.v1.JoinRunRequest\x1a\x19.kedge.v1.JoinRunResponse\x12\x44\n\tHeartbeat\x12\x1a.kedge.v1.HeartbeatRequest\x1a\x1b.kedge.v1.HeartbeatResponse\x12\x41\n\x08LeaveRun\x12\x19.kedge.v1.LeaveRunRequest\x1a\x1a.kedge.v1.LeaveRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,29 +50,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRUNSRESPONSE']._serialized_start=785
   _globals['_LISTRUNSRESPONSE']._serialized_end=857
   _globals['_UPDATERUNREQUEST']._serialized_start=859
-  _globals['_UPDATERUNREQUEST']._serialized_end=948
-  _globals['_UPDATERUNRESPONSE']._serialized_start=950
-  _globals['_UPDATERUNRESPONSE']._serialized_end=983
-  _globals['_TICKSCHEDULEREQUEST']._serialized_start=985
-  _globals['_TICKSCHEDULEREQUEST']._serialized_end=1089
-  _globals['_TICKSCHEDULERESPONSE']._serialized_start=1091
-  _globals['_TICKSCHEDULERESPONSE']._serialized_end=1150
-  _globals['_DELETERUNREQUEST']._serialized_start=1152
-  _globals['_DELETERUNREQUEST']._serialized_end=1184
-  _globals['_DELETERUNRESPONSE']._serialized_start=1186
-  _globals['_DELETERUNRESPONSE']._serialized_end=1205
-  _globals['_JOINRUNREQUEST']._serialized_start=1207
-  _globals['_JOINRUNREQUEST']._serialized_end=1297
-  _globals['_JOINRUNRESPONSE']._serialized_start=1299
-  _globals['_JOINRUNRESPONSE']._serialized_end=1403
-  _globals['_HEARTBEATREQUEST']._serialized_start=1405
-  _globals['_HEARTBEATREQUEST']._serialized_end=1454
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1456
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1531
-  _globals['_LEAVERUNREQUEST']._serialized_start=1533
-  _globals['_LEAVERUNREQUEST']._serialized_end=1581
-  _globals['_LEAVERUNRESPONSE']._serialized_start=1583
-  _globals['_LEAVERUNRESPONSE']._serialized_end=1601
-  _globals['_RUNSERVICE']._serialized_start=1604
-  _globals['_RUNSERVICE']._serialized_end=2236
+  _globals['_UPDATERUNREQUEST']._serialized_end=968
+  _globals['_UPDATERUNRESPONSE']._serialized_start=970
+  _globals['_UPDATERUNRESPONSE']._serialized_end=1003
+  _globals['_TICKSCHEDULEREQUEST']._serialized_start=1005
+  _globals['_TICKSCHEDULEREQUEST']._serialized_end=1109
+  _globals['_TICKSCHEDULERESPONSE']._serialized_start=1111
+  _globals['_TICKSCHEDULERESPONSE']._serialized_end=1170
+  _globals['_DELETERUNREQUEST']._serialized_start=1172
+  _globals['_DELETERUNREQUEST']._serialized_end=1204
+  _globals['_DELETERUNRESPONSE']._serialized_start=1206
+  _globals['_DELETERUNRESPONSE']._serialized_end=1225
+  _globals['_JOINRUNREQUEST']._serialized_start=1227
+  _globals['_JOINRUNREQUEST']._serialized_end=1317
+  _globals['_JOINRUNRESPONSE']._serialized_start=1319
+  _globals['_JOINRUNRESPONSE']._serialized_end=1423
+  _globals['_HEARTBEATREQUEST']._serialized_start=1425
+  _globals['_HEARTBEATREQUEST']._serialized_end=1474
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1476
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1551
+  _globals['_LEAVERUNREQUEST']._serialized_start=1553
+  _globals['_LEAVERUNREQUEST']._serialized_end=1601
+  _globals['_LEAVERUNRESPONSE']._serialized_start=1603
+  _globals['_LEAVERUNRESPONSE']._serialized_end=1621
+  _globals['_RUNSERVICE']._serialized_start=1624
+  _globals['_RUNSERVICE']._serialized_end=2256
 # @@protoc_insertion_point(module_scope)

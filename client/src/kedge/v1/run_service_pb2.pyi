@@ -79,12 +79,14 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[_run_pb2.Run, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateRunRequest(_message.Message):
-    __slots__ = ("name", "hyperparameters")
+    __slots__ = ("name", "hyperparameters", "request_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     hyperparameters: _run_pb2.HyperparameterChange
-    def __init__(self, name: _Optional[str] = ..., hyperparameters: _Optional[_Union[_run_pb2.HyperparameterChange, _Mapping]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., hyperparameters: _Optional[_Union[_run_pb2.HyperparameterChange, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class UpdateRunResponse(_message.Message):
     __slots__ = ("step",)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from kedge import optim
+from kedge.optim.alias import check_argument_names
 from kedge.v1 import optimizer_pb2
 from kedge.wire.reflection import Refusing, fill, invalid, kind_of, values
 from kedge.wire.schedules import rate_from_wire, rate_to_wire
@@ -62,35 +63,36 @@ def optimizer_from_wire(message: optimizer_pb2.Optimizer) -> optim.Optimizer:
     Raises:
         KedgeError: INVALID_CONFIGURATION, with the field's path.
     """
+    bare = _bare_from_wire(message)
+    settings = optim.Settings(
+        lr=rate_from_wire(message.lr, "optimizer.lr"),
+        weight_decay=message.weight_decay,
+        decoupled_weight_decay=message.decoupled_weight_decay,
+        grad_clip_norm=message.grad_clip_norm if message.HasField("grad_clip_norm") else None,
+        grad_clip_value=message.grad_clip_value if message.HasField("grad_clip_value") else None,
+    )
     with Refusing("optimizer"):
-        rule = _rule_from_wire(message)
-        settings = optim.Settings(
-            lr=rate_from_wire(message.lr, "optimizer.lr"),
-            weight_decay=message.weight_decay,
-            decoupled_weight_decay=message.decoupled_weight_decay,
-            grad_clip_norm=message.grad_clip_norm if message.HasField("grad_clip_norm") else None,
-            grad_clip_value=message.grad_clip_value if message.HasField("grad_clip_value") else None,
-        )
-        lookahead = message.lookahead if message.HasField("lookahead") else None
-        return optim.from_spec(
-            optim.UpdateSpec(
-                rule,
-                settings,
-                sync_period=lookahead.sync_period if lookahead else None,
-                alpha=lookahead.alpha if lookahead else 0.0,
-                reset_state=lookahead.reset_state if lookahead else False,
-            )
-        )
+        return optim.from_spec(bare.spec()._replace(settings=settings))
+
+
+def _bare_from_wire(message: optimizer_pb2.Optimizer) -> optim.Optimizer:
+    """The optimizer without its settings."""
+    rule = _rule_from_wire(message)
+    if not message.HasField("lookahead"):
+        return rule
+    with Refusing("optimizer.lookahead"):
+        return optim.Lookahead(rule, **values(message.lookahead))
 
 
 def _rule_from_wire(message: optimizer_pb2.Optimizer) -> optim.Rule:
     kind = message.WhichOneof("rule")
     if kind is None:
         raise invalid("optimizer.rule", "no optimizer rule is set, or one that this server does not know")
-    rule: optim.Rule = (
-        _optax_from_wire(message.optax) if kind == "optax" else _RULES[kind](**values(getattr(message, kind)))
-    )
-    return rule.without_settings()
+    with Refusing(f"optimizer.{kind}"):
+        rule: optim.Rule = (
+            _optax_from_wire(message.optax) if kind == "optax" else _RULES[kind](**values(getattr(message, kind)))
+        )
+        return rule.without_settings()
 
 
 def _fill_optax(message: optimizer_pb2.Optax, rule: optim.Optax) -> None:
@@ -115,9 +117,10 @@ def _argument_to_wire(value: Any) -> optimizer_pb2.OptaxArgument:
 
 
 def _optax_from_wire(message: optimizer_pb2.Optax) -> optim.Optax:
+    check_argument_names(message.arguments)
     taken = sorted(_NOT_OF_OPTAX & message.arguments.keys())
     if taken:
-        raise ValueError(f"{taken[0]} is an argument of optax: set the optimizer's own field of that name")
+        raise ValueError(f"arguments.{taken[0]} is an argument of optax: set the optimizer's own field of that name")
     arguments = {name: _argument_from_wire(name, value) for name, value in message.arguments.items()}
     return optim.Optax(message.name, **arguments)
 
@@ -125,7 +128,7 @@ def _optax_from_wire(message: optimizer_pb2.Optax) -> optim.Optax:
 def _argument_from_wire(name: str, message: optimizer_pb2.OptaxArgument) -> Any:
     kind = message.WhichOneof("kind")
     if kind is None:
-        raise ValueError(f"arguments has {name[:80]!r} without a value, or with one that this server does not know")
+        raise ValueError(f"arguments.{name} has no value, or one that this server does not know")
     if kind == "none":
         return None
     if kind == "tuple":
@@ -135,5 +138,5 @@ def _argument_from_wire(name: str, message: optimizer_pb2.OptaxArgument) -> Any:
 
 def _tuple_from_wire(name: str, message: optimizer_pb2.OptaxTuple) -> tuple[Any, ...]:
     if any(element.HasField("tuple") for element in message.elements):
-        raise ValueError(f"arguments has {name[:80]!r} with a tuple in a tuple: give one of one level")
+        raise ValueError(f"arguments.{name} has a tuple in a tuple: give one of one level")
     return tuple(_argument_from_wire(name, element) for element in message.elements)

@@ -4,6 +4,7 @@ A message's field is named as the value's, in lower case (`t_max` for `T_max`); 
 enum's prefix (`MODE_EXP_RANGE` for "exp_range"). Fields that hold messages are left alone.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -12,9 +13,17 @@ from google.protobuf.message import Message
 
 from kedge.wire.errors import KedgeError
 
+_REFUSAL = re.compile(
+    r"([a-z_]\w*(?:\[\d+\]|\.\w+)*) (?:['\"].*['\"] )?(?:is|are|has|holds|cannot) ", re.IGNORECASE | re.DOTALL
+)
+"""How a refusal of a plain value begins: with the field's name. A mistake of our own does not read like this."""
+
 
 class Refusing:
-    """Turns a constructor's refusal into INVALID_CONFIGURATION, whose field is `what` and the constructor's."""
+    """Turns a constructor's refusal into INVALID_CONFIGURATION, whose field is `what` and the constructor's.
+
+    Every other error stays what it is.
+    """
 
     def __init__(self, what: str = "") -> None:
         self._what = what
@@ -23,10 +32,11 @@ class Refusing:
         pass
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, ValueError | TypeError) and not isinstance(error, KedgeError):
-            # Every message of these constructors begins with the field's name.
-            field = str(error).split(" ", 1)[0]
-            raise invalid(f"{self._what}.{field}".lstrip("."), str(error)) from error
+        if not isinstance(error, ValueError | TypeError) or isinstance(error, KedgeError):
+            return
+        if refusal := _REFUSAL.match(str(error)):
+            field, dot, inside = refusal[1].partition(".")
+            raise invalid(f"{self._what}.{field.lower()}{dot}{inside}".lstrip("."), str(error)) from error
 
 
 def invalid(field: str, message: str) -> KedgeError:

@@ -31,7 +31,7 @@ _KINDS: dict[str, type[Any]] = {
     "reduce_lr_on_plateau": optim.ReduceLROnPlateau,
 }
 MAX_MESSAGE_BYTES = 32 << 10
-"""Of one learning rate: a run's answer holds those of its groups and of its last changes, and has to fit one message."""
+"""Of one learning rate: a run's answer holds those of its groups and last changes, and has to fit one message."""
 
 _CAPITALS = {"t_max": "T_max", "t_0": "T_0", "t_mult": "T_mult"}
 

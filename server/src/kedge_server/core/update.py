@@ -41,8 +41,8 @@ Blocks = tuple[Block, ...]
 class Scalars(NamedTuple):
     """What a step needs beyond the arrays."""
 
-    count: np.int32
-    """The block's size: what is beyond it stays zero."""
+    size: np.int32
+    """The block's: what is beyond it stays zero."""
     factor: np.float32
     """Of the gradient: its weight in the mean."""
     grad_scale: np.float32 | jax.Array
@@ -159,7 +159,7 @@ class Program:
     def _advance(
         self, block: BlockPlan, kernels: _Kernels, state: Block, part: Any, scalars: Scalars, step: int
     ) -> Block:
-        scalars = scalars._replace(count=np.int32(block.size))
+        scalars = scalars._replace(size=np.int32(block.size))
         if not self._spec.ends_sync_period(step):
             weights, of_rule = kernels.fast(state.weights, state.state, part, scalars)
             return Block(weights, of_rule, state.slow)
@@ -186,7 +186,7 @@ def _scalars(
     values: StepValues, factor: np.float32, scale: jax.Array | None, of_rule: tuple[np.float32, ...]
 ) -> Scalars:
     return Scalars(
-        count=np.int32(0),  # each block's own
+        size=np.int32(0),  # each block's own
         factor=factor,
         grad_scale=np.float32(1) if scale is None else scale,
         grad_clip_value=np.float32(math.inf if values.grad_clip_value is None else values.grad_clip_value),
@@ -211,11 +211,11 @@ def _init(kind: _Kind, weights: jax.Array, lr: jax.Array) -> State:
 def _fast_step(
     kind: _Kind, weights: jax.Array, state: State, gradient: jax.Array, scalars: Scalars
 ) -> tuple[jax.Array, State]:
-    g = _within(gradient * scalars.factor, scalars.count) * scalars.grad_scale
+    g = _within(gradient * scalars.factor, scalars.size) * scalars.grad_scale
     g = jnp.clip(g, -scalars.grad_clip_value, scalars.grad_clip_value)
     g = g + scalars.weight_decay * weights
     moved, state = rule_of(kind.rule).update(_shaped(g, kind.shape), _shaped(weights, kind.shape), state, scalars.rule)
-    return _within(moved.reshape(-1), scalars.count), state
+    return _within(moved.reshape(-1), scalars.size), state
 
 
 def _sync_step(kind: _Kind, slow: jax.Array, *arguments: Any) -> tuple[jax.Array, State]:
@@ -234,9 +234,9 @@ def _shaped(flat: jax.Array, shape: Shape | None) -> jax.Array:
     return flat if shape is None else flat.reshape(shape)
 
 
-def _within(flat: jax.Array, count: jax.Array) -> jax.Array:
+def _within(flat: jax.Array, size: jax.Array | np.int32) -> jax.Array:
     """Zeros beyond the block's size, so that norms do not see what is there."""
-    return jnp.where(jnp.arange(flat.size, dtype=jnp.int32) < count, flat, 0)
+    return jnp.where(jnp.arange(flat.size, dtype=jnp.int32) < size, flat, 0)
 
 
 @jax.jit
@@ -248,9 +248,9 @@ def _mean(gradients: Sequence[jax.Array], factors: Sequence[jax.Array]) -> jax.A
 
 
 @jax.jit
-def _square(gradient: jax.Array, factor: jax.Array, count: jax.Array) -> jax.Array:
+def _square(gradient: jax.Array, factor: jax.Array, size: jax.Array) -> jax.Array:
     """The sum of squares."""
-    return jnp.sum(jnp.square(_within(gradient * factor, count)))
+    return jnp.sum(jnp.square(_within(gradient * factor, size)))
 
 
 @jax.jit

@@ -13,7 +13,8 @@ from kedge.policies import Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
 from kedge.wire.reflection import Refusing
-from kedge_server.core import plan as plans
+from kedge_server.core.plan import Plan
+from kedge_server.core.plan import plan as make_plan
 from kedge_server.core.rules import check_rule
 from kedge_server.engine.clock import Clock, LoopClock
 from kedge_server.engine.device import DeviceThread, Writer, default_block_elements
@@ -120,15 +121,23 @@ class Registry:
         self._require_room(new)
         return None
 
-    async def check(self, new: NewRun) -> None:
-        """Refuses what can be judged before the weights are here.
+    async def plan(self, new: NewRun) -> Plan:
+        """How its state will be cut. Refuses what can be judged before the weights are here.
 
         Raises:
             KedgeError: INVALID_CONFIGURATION.
         """
-        await self._device.run(self._check, new)
+        with Refusing("optimizer.optax"):
+            await self._device.run(check_rule, new.optimizer.spec().rule)
+        if self._block_elements is None:
+            self._block_elements = await self._device.run(default_block_elements)
+        # Many patterns on many names take a while, which neither the loop nor the device is to wait for.
+        with Refusing():
+            return await asyncio.to_thread(
+                make_plan, new.optimizer.spec(), new.manifest, groups=new.groups, block_elements=self._block_elements
+            )
 
-    async def create(self, new: NewRun, weights: StagingBuffer) -> RunEngine:
+    async def create(self, new: NewRun, plan: Plan, weights: StagingBuffer) -> RunEngine:
         """Creates a run. Owns the buffer from now on.
 
         Raises:
@@ -136,14 +145,14 @@ class Registry:
         """
         try:
             existing = await self.find_created(new)
-            return existing or await self._create(new, weights.array)
+            return existing or await self._create(new, plan, weights.array)
         finally:
             weights.release()
 
-    async def _create(self, new: NewRun, weights: np.ndarray) -> RunEngine:
+    async def _create(self, new: NewRun, plan: Plan, weights: np.ndarray) -> RunEngine:
         ended = self._creating[new.name] = asyncio.get_running_loop().create_future()
         try:
-            writer, snapshot = await self._device.run(self._make_writer, new, weights)
+            writer, snapshot = await self._device.run(self._make_writer, new, plan, weights)
             run = self._runs[new.name] = self._make_engine(new, writer, snapshot)
         finally:
             del self._creating[new.name]
@@ -176,20 +185,10 @@ class Registry:
         """Lets the device go. Only after `end`."""
         self._device.close()
 
-    def _make_writer(self, new: NewRun, weights: np.ndarray) -> tuple[Writer, Snapshot]:
+    def _make_writer(self, new: NewRun, plan: Plan, weights: np.ndarray) -> tuple[Writer, Snapshot]:
         controls = Controls.begin(new.optimizer.spec(), new.groups)
-        writer = Writer(self._plan(new), weights, controls.values())
+        writer = Writer(plan, weights, controls.values())
         return writer, writer.snapshot()
-
-    def _plan(self, new: NewRun) -> plans.Plan:
-        block_elements = self._block_elements or default_block_elements()
-        return plans.plan(new.optimizer.spec(), new.manifest, groups=new.groups, block_elements=block_elements)
-
-    def _check(self, new: NewRun) -> None:
-        with Refusing("optimizer"):
-            check_rule(new.optimizer.spec().rule)
-        with Refusing():
-            self._plan(new)
 
     def _make_engine(self, new: NewRun, writer: Writer, snapshot: Snapshot) -> RunEngine:
         config = RunConfig(

@@ -145,19 +145,17 @@ class RunEngine:
 
     # Hyperparameters
 
-    def set_hyperparameters(self, group: str, change: Change) -> int:
-        """Changes what the rounds that close from now on are applied with.
+    def set_hyperparameters(self, group: str, change: Change, *, request_id: str) -> int:
+        """Changes what the rounds that close from now on are applied with, once for each request.
 
         Returns:
-            The first step that is made with it.
+            The next step to be made, which is made with it.
 
         Raises:
             KedgeError: INVALID_CONFIGURATION.
         """
         self._require_alive()
-        step = self.closed_step + 1
-        self._tuning.change(group, change, step=step)
-        return step
+        return self._tuning.change(group, change, step=self.closed_step + 1, request_id=request_id)
 
     def tick_schedule(self, group: str, to: int | None, *, request_id: str) -> RateState:
         """Ticks a schedule by hand, once for each request.

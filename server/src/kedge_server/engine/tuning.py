@@ -1,6 +1,8 @@
 """The hyperparameters of a live run, as its engine holds them: what the next round to close is applied with."""
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import structlog
 
@@ -10,8 +12,10 @@ from kedge.wire.reflection import Refusing
 
 _log = structlog.get_logger("kedge.run")
 
-_REMEMBERED_TICKS = 64
-"""A tick by hand that is asked for again is told from a new one among so many."""
+_REMEMBERED_ANSWERS = 64
+"""A request that is made again is told from a new one among so many."""
+
+AnswerT = TypeVar("AnswerT")
 
 
 class Tuning:
@@ -19,7 +23,8 @@ class Tuning:
 
     def __init__(self, run: str, spec: UpdateSpec, groups: tuple[Group, ...]) -> None:
         self._run = run
-        self._ticks: OrderedDict[str, RateState] = OrderedDict()
+        self._steps: _Answers[int] = _Answers()
+        self._ticks: _Answers[RateState] = _Answers()
         self.controls = Controls.begin(spec, groups)
 
     def next_step(self, loss: float | None, example_count: int) -> tuple[StepValues, ...]:
@@ -33,18 +38,26 @@ class Tuning:
         self.controls = self.controls.after_step(loss, example_count)
         return values
 
-    def change(self, group: str, change: Change, *, step: int) -> None:
-        """Changes what the steps from this one on are made with.
+    def change(self, group: str, change: Change, *, step: int, request_id: str) -> int:
+        """Changes what the steps from this one on are made with, once for each request.
+
+        Returns:
+            The step.
 
         Raises:
             KedgeError: INVALID_CONFIGURATION.
         """
-        before = self.controls
-        with Refusing("hyperparameters"):
-            self.controls = before.changed(group, change, step=step)
-        if self.controls is not before:
-            given = {field: str(value) for field, value in change._asdict().items() if value is not None}
-            _log.info("hyperparameters changed", run=self._run, group=group, from_step=step, **given)
+
+        def make() -> int:
+            before = self.controls
+            with Refusing("hyperparameters"):
+                self.controls = before.changed(group, change, step=step)
+            if self.controls is not before:
+                given = {field: str(value) for field, value in change._asdict().items() if value is not None}
+                _log.info("hyperparameters changed", run=self._run, group=group, from_step=step, **given)
+            return step
+
+        return self._steps.answer(request_id, make)
 
     def tick(self, group: str, to: int | None, *, request_id: str) -> RateState:
         """Ticks a schedule by hand, once for each request.
@@ -52,13 +65,28 @@ class Tuning:
         Raises:
             KedgeError: INVALID_CONFIGURATION.
         """
-        if request_id in self._ticks:
-            return self._ticks[request_id]
-        with Refusing("schedule"):
-            self.controls = self.controls.ticked(group, to)
-            rate = self.controls.rate_state(group)
+
+        def make() -> RateState:
+            with Refusing("schedule"):
+                self.controls = self.controls.ticked(group, to)
+                return self.controls.rate_state(group)
+
+        return self._ticks.answer(request_id, make)
+
+
+class _Answers(Generic[AnswerT]):
+    """What was answered to the last requests that have an id."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[str, AnswerT] = OrderedDict()
+
+    def answer(self, request_id: str, make: Callable[[], AnswerT]) -> AnswerT:
+        """What was answered to this request before, or what is made now."""
+        if request_id in self._answers:
+            return self._answers[request_id]
+        made = make()
         if request_id:
-            self._ticks[request_id] = rate
-            if len(self._ticks) > _REMEMBERED_TICKS:
-                self._ticks.popitem(last=False)
-        return rate
+            self._answers[request_id] = made
+            if len(self._answers) > _REMEMBERED_ANSWERS:
+                self._answers.popitem(last=False)
+        return made

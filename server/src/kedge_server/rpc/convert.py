@@ -1,14 +1,25 @@
 """Between messages and the engine's values, for what only the server converts; the rest is `kedge.wire.convert`."""
 
+from typing import Any
+
+from kedge.optim.controls import RecordedChange
 from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
 from kedge.wire import convert as wire
 from kedge.wire import names
+from kedge.wire.errors import KedgeError
 from kedge.wire.groups import change_to_wire, group_to_wire, groups_from_wire
+from kedge.wire.reflection import invalid
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.leases import Lease
 from kedge_server.engine.registry import NewRun
 from kedge_server.engine.run import RunEngine, RunState
 from kedge_server.engine.snapshots import Snapshot, Weights
+
+# A run is described in one message of at most 4 MiB, with what its workers add.
+_MAX_MANIFEST_BYTES = 3 << 20
+_MAX_GROUPS_BYTES = 256 << 10
+_MAX_CHANGES_BYTES = 64 << 10
+_MAX_REQUEST_ID_LENGTH = 64
 
 _WEIGHTS: dict[int, Weights] = {
     tensor_pb2.WEIGHTS_UNSPECIFIED: "fast",
@@ -29,14 +40,28 @@ def new_run(header: run_service_pb2.CreateRunHeader) -> NewRun:
     Raises:
         KedgeError: INVALID_NAME, MANIFEST_INVALID, UNSUPPORTED_DTYPE or INVALID_CONFIGURATION.
     """
+    _check_sizes(header)
     return NewRun(
         name=f"runs/{names.check_id(header.run_id, what='run')}",
         manifest=wire.manifest_from_wire(header.manifest),
         optimizer=wire.optimizer_from_wire(header.optimizer),
         policy=wire.policy_from_wire(header.aggregation),
         groups=groups_from_wire(header.groups),
-        request_id=header.request_id[:64],
+        request_id=request_id(header),
     )
+
+
+def request_id(message: Any) -> str:
+    """The identity of a request that may be repeated; empty if it has none.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION if it is too long.
+    """
+    given: str = message.request_id
+    if len(given) > _MAX_REQUEST_ID_LENGTH:
+        problem = f"request_id has {len(given)} characters: it must be at most {_MAX_REQUEST_ID_LENGTH}"
+        raise invalid("request_id", problem)
+    return given
 
 
 def contribution_header(header: optimizer_service_pb2.PushHeader) -> tuple[str, ContributionHeader]:
@@ -99,12 +124,41 @@ def run(engine: RunEngine, *, with_manifest: bool) -> run_pb2.Run:
         aggregation=wire.policy_to_wire(config.policy),
         state=_state(state, config.name),
         groups=[group_to_wire(group) for group in config.groups],
-        changes=[change_to_wire(made.group, made.change, step=made.step) for made in state.changes],
+        changes=_last_changes(state.changes),
     )
     message.create_time.FromNanoseconds(round(config.created_at_seconds * 1e9))
     if with_manifest:
         message.manifest.CopyFrom(wire.manifest_to_wire(config.manifest))
     return message
+
+
+def _check_sizes(header: run_service_pb2.CreateRunHeader) -> None:
+    """Refuses a run whose description would not fit into one message."""
+    manifest_bytes = header.manifest.ByteSize()
+    if manifest_bytes > _MAX_MANIFEST_BYTES:
+        raise KedgeError(
+            "MANIFEST_INVALID",
+            f"the manifest of {len(header.manifest.tensors)} tensors takes {manifest_bytes} bytes, at most "
+            f"{_MAX_MANIFEST_BYTES} are taken: give fewer tensors, or shorter names",
+            tensor="",
+        )
+    groups_bytes = sum(group.ByteSize() for group in header.groups)
+    if groups_bytes > _MAX_GROUPS_BYTES:
+        message = f"groups take {groups_bytes} bytes: it must be at most {_MAX_GROUPS_BYTES}"
+        raise invalid("groups", message)
+
+
+def _last_changes(changes: tuple[RecordedChange, ...]) -> list[run_pb2.HyperparameterChange]:
+    """As many of the newest as fit, oldest first."""
+    room = _MAX_CHANGES_BYTES
+    messages: list[run_pb2.HyperparameterChange] = []
+    for made in reversed(changes):
+        message = change_to_wire(made.group, made.change, step=made.step)
+        room -= message.ByteSize()
+        if room < 0:
+            break
+        messages.insert(0, message)
+    return messages
 
 
 def _state(state: RunState, run_name: str) -> run_pb2.RunState:

@@ -29,14 +29,14 @@ class RunServicer:
         new = convert.new_run(header)
         run = await self._registry.find_created(new)
         if run is None:
-            await self._registry.check(new)
+            plan = await self._registry.plan(new)
             weights = self._registry.staging.acquire(new.manifest.element_count)
             try:
                 await self._read_weights(requests, header, weights.array)
             except BaseException:
                 weights.release()
                 raise
-            run = await self._registry.create(new, weights)
+            run = await self._registry.create(new, plan, weights)
         return run_service_pb2.CreateRunResponse(run=convert.run(run, with_manifest=True))
 
     async def _read_weights(
@@ -68,10 +68,11 @@ class RunServicer:
         page: list[run_pb2.Run] = []
         room = MAX_MESSAGE_BYTES // 2
         for run in runs[:size]:
-            page.append(convert.run(run, with_manifest=False))
-            room -= page[-1].ByteSize()
-            if room < 0:
+            message = convert.run(run, with_manifest=False)
+            room -= message.ByteSize()
+            if page and room < 0:
                 break
+            page.append(message)
         token = page[-1].name if len(page) < len(runs) else ""
         return run_service_pb2.ListRunsResponse(runs=page, next_page_token=token)
 
@@ -79,13 +80,14 @@ class RunServicer:
         """Changes the hyperparameters of a live run."""
         run = self._registry.get(_run_name(request.name))
         _, group, change = change_from_wire(request.hyperparameters)
-        return run_service_pb2.UpdateRunResponse(step=run.set_hyperparameters(group, change))
+        step = run.set_hyperparameters(group, change, request_id=convert.request_id(request))
+        return run_service_pb2.UpdateRunResponse(step=step)
 
     async def tick_schedule(self, request: run_service_pb2.TickScheduleRequest) -> run_service_pb2.TickScheduleResponse:
         """Ticks a schedule by hand."""
         run = self._registry.get(_run_name(request.name))
         to = request.to_tick if request.HasField("to_tick") else None
-        rate = run.tick_schedule(request.group, to, request_id=request.request_id[:64])
+        rate = run.tick_schedule(request.group, to, request_id=convert.request_id(request))
         return run_service_pb2.TickScheduleResponse(tick=rate.tick, learning_rate=rate.rate)
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:

@@ -6,10 +6,10 @@ optimistic_adam, which optax itself gives up for optimistic_adam_v2.
 """
 
 import inspect
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kedge import optim
@@ -51,6 +51,9 @@ _SEES: dict[str, Sees] = {
     **dict.fromkeys(SHAPEWISE, "shapes"),
 }
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""What optax may keep a state in."""
+
 
 def alias(base: optim.Optax) -> Rule:
     """The rule of an alias that `check_alias` has let pass."""
@@ -88,24 +91,42 @@ def check_alias(base: optim.Optax) -> None:
     for name in allowed:
         if parameters[name].default is inspect.Parameter.empty and name not in dict(base.arguments):
             raise ValueError(f"arguments.{name} is missing: optax.{base.name} demands it")
-    _check_traces(base)
+    for argument, value in base.arguments:
+        _check_text(argument, value)
+    _check_steps(base)
 
 
-def _check_traces(base: optim.Optax) -> None:
-    """Refuses arguments of the right names that optax cannot compute with."""
-    tensors = (jnp.zeros(()), jnp.zeros(3), jnp.zeros((2, 2)))
+def _check_text(argument: str, value: object) -> None:
+    """Refuses text but where optax has a dtype, and all dtypes but floats: in their names NumPy reads sizes too."""
+    if "dtype" in argument and not (value is None or value in DTYPES):
+        raise ValueError(f"arguments.{argument} is {value!r}: it must be None or one of {', '.join(DTYPES)}")
+    if "dtype" not in argument and isinstance(value, str):
+        raise ValueError(f"arguments.{argument} is {value!r}: it must be a number, True, False or None")
+
+
+def _check_steps(base: optim.Optax) -> None:
+    """Refuses arguments of the right names that optax cannot compute with, by two steps of small tensors."""
     rule = alias(base)
-    scalars = StepScalars(jnp.zeros(()), jnp.zeros(()), ())
+    scalars = StepScalars(jnp.float32(1e-3), jnp.float32(0), ())
+    random = np.random.default_rng(0)
 
-    def step(weights: Any) -> Any:
-        return rule.update(weights, weights, rule.init(weights, scalars.lr), scalars)
+    @jax.jit
+    def stepped(w: jax.Array, gradients: jax.Array) -> jax.Array:
+        state = rule.init(w, scalars.lr)
+        for g in gradients:
+            w, state = rule.update(g, w, state, scalars)
+        return w
 
-    try:
-        for weights in tensors:
-            jax.eval_shape(step, weights)
-    except Exception as error:  # whatever optax makes of wrong values
-        given = ", ".join(f"{name}={value!r}" for name, value in base.arguments)
-        raise ValueError(f"arguments are {given}: optax.{base.name} cannot take them ({error})") from error
+    given = ", ".join(f"{name}={value!r}" for name, value in base.arguments)[:400]
+    for shape in ((), (3,), (2, 2)):
+        w, *gradients = jnp.asarray(random.normal(size=(3, *shape)), jnp.float32)
+        try:
+            after = stepped(w, gradients)
+        except Exception as error:  # whatever optax makes of wrong values
+            reason = str(error).partition("\n")[0][:200]
+            raise ValueError(f"arguments are {given}: optax.{base.name} cannot take them ({reason})") from error
+        if not np.isfinite(after).all():
+            raise ValueError(f"arguments are {given}: optax.{base.name} makes NaN or infinite weights of them")
 
 
 def _make(base: optim.Optax, lr: Scalar) -> optax.GradientTransformation:

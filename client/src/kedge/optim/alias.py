@@ -34,8 +34,8 @@ class Optax(Rule):
             is one of them too: it is what optax makes of it, and stays. The `weight_decay` of a group or of
             `run.set_hyperparameters` is coupled decay besides, added before optax gets the gradient.
 
-    Optax' rprop reads its learning rate only where its state is made, as the run is created: neither a schedule nor a
-    change reaches it later.
+    Optax' rprop reads its learning rate only where its state is made: as the run is created, and where Lookahead's
+    `reset_state` makes it anew. Neither a schedule nor a change reaches it in between.
 
     Attributes:
         name: of the function.

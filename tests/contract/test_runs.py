@@ -44,7 +44,7 @@ def test_created_run_is_found_by_id_and_by_name(client, new_run, run_name):
         optim.Lookahead(
             optim.AdaBelief(lr=optim.ExponentialLR(base_lr=0.5, steps_per_epoch=2)), sync_period=7, alpha=0.75
         ),
-        optim.Lookahead(optim.AdamW(lr=optim.ConstantLR(total_iters=0)), weight_decay=0.5),
+        optim.Lookahead(optim.AdamW(lr=optim.ConstantLR(total_iters=0), weight_decay=0.5)),
     ],
 )
 def test_optimizer_comes_back_as_it_was_given(client, new_run, run_name, optimizer):

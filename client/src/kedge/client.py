@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from kedge import optim, policies, tree
 from kedge.config import resolve_address
+from kedge.optim._checks import plain
 from kedge.optim.controls import Change
 from kedge.optim.groups import assign, check_changes, check_groups
+from kedge.optim.schedules.base import check_epoch
 from kedge.retry import Retrier
 from kedge.transport import Lease, NewRun, PullRequest, RunInfo, RunStatus, Transport, in_process
 from kedge.weights import FastOrSlow, pull_patiently, pull_request
@@ -380,8 +382,9 @@ class Run:
             ValueError, TypeError: for what can be no hyperparameter; the message names it.
             KedgeError: INVALID_CONFIGURATION for a group that the run does not have; RUN_NOT_FOUND, SERVER_UNAVAILABLE.
         """
-        change = Change(lr, weight_decay, grad_clip_norm, grad_clip_value)
-        check_changes(*change)
+        change = Change(*check_changes(lr, weight_decay, grad_clip_norm, grad_clip_value))
+        if not isinstance(group, str):
+            raise TypeError(f'group is {group!r}: give the name of a group, or "" for the run')
         request_id = uuid.uuid4().hex
         return self._retrier.call(
             lambda: self._transport.set_hyperparameters(self.name, group, change, request_id=request_id)
@@ -402,8 +405,9 @@ class Run:
         Raises:
             KedgeError: INVALID_CONFIGURATION where no schedule ticks by hand; RUN_NOT_FOUND, SERVER_UNAVAILABLE.
         """
-        if to is not None and to < 0:
-            raise ValueError(f"to is {to}: it must be None or at least 0")
+        to = plain(to)
+        if to is not None:
+            check_epoch("to", to)
         request_id = uuid.uuid4().hex
         return self._retrier.call(lambda: self._transport.tick_schedule(self.name, group, to=to, request_id=request_id))
 

@@ -46,6 +46,11 @@ class BlockPlan(NamedTuple):
             return -(-self.size // _MULTIPLE) * _MULTIPLE
         return max(_LEAST_LENGTH, 1 << (self.size - 1).bit_length())
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether there is something beyond its size."""
+        return self.length > self.size
+
 
 class Plan(NamedTuple):
     """What a run's updates are made by."""

@@ -58,6 +58,7 @@ class _Kind(NamedTuple):
 
     rule: optim.Rule
     shape: Shape | None
+    is_padded: bool
     alpha: float
 
 
@@ -82,7 +83,9 @@ class Program:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._spec = plan.spec
-        self._kernels = [_kernels(_Kind(plan.spec.rule, block.shape, plan.spec.alpha)) for block in plan.blocks]
+        self._kernels = [
+            _kernels(_Kind(plan.spec.rule, block.shape, block.is_padded, plan.spec.alpha)) for block in plan.blocks
+        ]
 
     def init(self, weights: np.ndarray, values: Sequence[StepValues]) -> Blocks:
         """The state of step 0: the initial weights, the rule's first state, slow weights equal to the fast ones.
@@ -122,7 +125,7 @@ class Program:
         parts: Iterable[Any] = (_part(block, gradients, factors) for block in self.plan.blocks)
         scales: dict[int, jax.Array] = {}
         if any(group.grad_clip_norm is not None for group in values):
-            parts = list(parts)
+            parts = [jax.device_put(part) for part in parts]  # once, not in each of the two passes
             scales = self._norm_scales(parts, factor, values)
         of_rule = tuple(np.float32(value) for value in rule_of(self._spec.rule).scalars(self._spec.rule_step(step)))
         scalars = [_scalars(group, factor, scales.get(group.norm_scope), of_rule) for group in values]
@@ -153,7 +156,7 @@ class Program:
         for block, part in zip(self.plan.blocks, parts, strict=True):
             scope = values[block.group].norm_scope
             if scope in limits and not block.is_frozen:
-                squares[scope].append(_square(part, factor, np.int32(block.size)))
+                squares[scope].append(_square(part, factor, np.int32(block.size), is_padded=block.is_padded))
         return {scope: _clip_scale(squares[scope], np.float32(limits[scope])) for scope in limits if squares[scope]}
 
     def _advance(
@@ -211,11 +214,14 @@ def _init(kind: _Kind, weights: jax.Array, lr: jax.Array) -> State:
 def _fast_step(
     kind: _Kind, weights: jax.Array, state: State, gradient: jax.Array, scalars: Scalars
 ) -> tuple[jax.Array, State]:
-    g = _within(gradient * scalars.factor, scalars.size) * scalars.grad_scale
+    g = gradient * scalars.factor * scalars.grad_scale
+    if kind.is_padded:
+        g = _within(g, scalars.size)
     g = jnp.clip(g, -scalars.grad_clip_value, scalars.grad_clip_value)
     g = g + scalars.weight_decay * weights
     moved, state = rule_of(kind.rule).update(_shaped(g, kind.shape), _shaped(weights, kind.shape), state, scalars.rule)
-    return _within(moved.reshape(-1), scalars.size), state
+    moved = moved.reshape(-1)
+    return (_within(moved, scalars.size) if kind.is_padded else moved), state
 
 
 def _sync_step(kind: _Kind, slow: jax.Array, *arguments: Any) -> tuple[jax.Array, State]:
@@ -247,10 +253,11 @@ def _mean(gradients: Sequence[jax.Array], factors: Sequence[jax.Array]) -> jax.A
     return total
 
 
-@jax.jit
-def _square(gradient: jax.Array, factor: jax.Array, size: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnames="is_padded")
+def _square(gradient: jax.Array, factor: jax.Array, size: jax.Array, *, is_padded: bool) -> jax.Array:
     """The sum of squares."""
-    return jnp.sum(jnp.square(_within(gradient * factor, size)))
+    scaled = gradient * factor
+    return jnp.sum(jnp.square(_within(scaled, size) if is_padded else scaled))
 
 
 @jax.jit

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from kedge import optim
 from kedge.policies import Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
+from kedge_server.core.plan import Plan, plan
 from kedge_server.engine.registry import Limits, NewRun, Registry
 from kedge_server.engine.run import RunEngine
 
@@ -48,7 +50,11 @@ async def registry() -> AsyncIterator[Registry]:
 async def create(registry: Registry, run: NewRun) -> RunEngine:
     weights = registry.staging.acquire(run.manifest.element_count)
     weights.array[:] = 1
-    return await registry.create(run, weights)
+    return await registry.create(run, plan_of(run), weights)
+
+
+def plan_of(run: NewRun) -> Plan:
+    return plan(run.optimizer.spec(), run.manifest, block_elements=2)
 
 
 def reason_of(outcome: object) -> str:
@@ -85,9 +91,9 @@ async def test_initial_weights_are_copied_out_of_the_staging_buffer(registry: Re
     weights = registry.staging.acquire(3)
     weights.array[:] = 1
     array = weights.array
-    run = await registry.create(new("a"), weights)
+    run = await registry.create(new("a"), plan_of(new("a")), weights)
     array[:] = 99
-    assert run.snapshot.fast[0].tolist() == [1, 1, 1]
+    assert np.concatenate(run.snapshot.fast).tolist() == [1, 1, 1]
 
 
 async def test_ending_waits_for_a_creation_and_ends_its_run(registry: Registry) -> None:

@@ -1,9 +1,9 @@
 """The update: from the gradients of a round and the state of one step to the state of the next.
 
 The state is a run's flat parameters cut into blocks; each block is updated by its own call of one compiled function, so
-that nothing of the model's size is built beside the state, but for the mean of several gradients where it is clipped by
-its norm. Invariants: a rule's state is donated and exists once; weights are never donated, because snapshots for
-readers share them; after a lookahead sync fast and slow are the same array.
+that nothing of the model's size is built beside the state. Invariants: a rule's state is donated and exists once;
+weights are never donated, because snapshots for readers share them; after a lookahead sync fast and slow are the same
+array.
 """
 
 import math
@@ -43,14 +43,19 @@ class Scalars(NamedTuple):
 
     size: np.int32
     """The block's: what is beyond it stays zero."""
-    factor: np.float32
-    """Of the gradient: its weight in the mean."""
     grad_scale: np.float32 | jax.Array
     """The factor of clipping by norm: 1 where it does nothing."""
     grad_clip_value: np.float32
     """Infinite where it does nothing."""
     weight_decay: np.float32
     rule: StepScalars
+
+
+class _Parts(NamedTuple):
+    """What a block's gradient is summed from. What the arrays have beyond the block's size is not for use."""
+
+    gradients: tuple[np.ndarray, ...]
+    factors: tuple[np.float32, ...]
 
 
 class _Kind(NamedTuple):
@@ -68,9 +73,9 @@ class _Kernels(NamedTuple):
     init: Callable[..., State]
     """(weights, learning rate) -> state"""
     fast: Callable[..., tuple[jax.Array, State]]
-    """(weights, state, gradient, scalars) -> (weights, state)"""
+    """(weights, state, gradients, factors, scalars) -> (weights, state)"""
     sync: Callable[..., tuple[jax.Array, State]]
-    """(slow, weights, state, gradient, scalars) -> (weights and slow weights in one, state)"""
+    """(slow, weights, state, gradients, factors, scalars) -> (weights and slow weights in one, state)"""
 
 
 class Program:
@@ -121,14 +126,10 @@ class Program:
             The state after the step. The arrays may still be computing.
         """
         factors = tuple(np.float32(weight) for weight in mean_weights)
-        factor = factors[0] if len(gradients) == 1 else np.float32(1)
-        parts: Iterable[Any] = (_part(block, gradients, factors) for block in self.plan.blocks)
-        scales: dict[int, jax.Array] = {}
-        if any(group.grad_clip_norm is not None for group in values):
-            parts = [jax.device_put(part) for part in parts]  # once, not in each of the two passes
-            scales = self._norm_scales(parts, factor, values)
+        parts = [_Parts(tuple(_view(block, flat) for flat in gradients), factors) for block in self.plan.blocks]
+        scales = self._norm_scales(parts, values)
         of_rule = tuple(np.float32(value) for value in rule_of(self._spec.rule).scalars(self._spec.rule_step(step)))
-        scalars = [_scalars(group, factor, scales.get(group.norm_scope), of_rule) for group in values]
+        scalars = [_scalars(group, scales.get(group.norm_scope), of_rule) for group in values]
         return tuple(
             state if block.is_frozen else self._advance(block, kernels, state, part, scalars[block.group], step)
             for block, kernels, state, part in zip(self.plan.blocks, self._kernels, blocks, parts, strict=True)
@@ -147,35 +148,27 @@ class Program:
         state = None if block.is_frozen else kernels.init(weights, np.float32(values.lr))
         return Block(weights, state, weights if self._spec.sync_period is not None else None)
 
-    def _norm_scales(
-        self, parts: Iterable[Any], factor: np.float32, values: Sequence[StepValues]
-    ) -> dict[int, jax.Array]:
+    def _norm_scales(self, parts: Sequence[_Parts], values: Sequence[StepValues]) -> dict[int, jax.Array]:
         """The factor of each scope that is clipped by its norm."""
         limits = {group.norm_scope: group.grad_clip_norm for group in values if group.grad_clip_norm is not None}
         squares: dict[int, list[jax.Array]] = {scope: [] for scope in limits}
         for block, part in zip(self.plan.blocks, parts, strict=True):
             scope = values[block.group].norm_scope
             if scope in limits and not block.is_frozen:
-                squares[scope].append(_square(part, factor, np.int32(block.size), is_padded=block.is_padded))
+                squares[scope].append(_square(*part, np.int32(block.size), is_padded=block.is_padded))
         return {scope: _clip_scale(squares[scope], np.float32(limits[scope])) for scope in limits if squares[scope]}
 
     def _advance(
-        self, block: BlockPlan, kernels: _Kernels, state: Block, part: Any, scalars: Scalars, step: int
+        self, block: BlockPlan, kernels: _Kernels, state: Block, part: _Parts, scalars: Scalars, step: int
     ) -> Block:
-        scalars = scalars._replace(size=np.int32(block.size))
+        inputs = (*part, scalars._replace(size=np.int32(block.size)))
         if not self._spec.ends_sync_period(step):
-            weights, of_rule = kernels.fast(state.weights, state.state, part, scalars)
+            weights, of_rule = kernels.fast(state.weights, state.state, *inputs)
             return Block(weights, of_rule, state.slow)
-        weights, of_rule = kernels.sync(state.slow, state.weights, state.state, part, scalars)
+        weights, of_rule = kernels.sync(state.slow, state.weights, state.state, *inputs)
         if self._spec.reset_state:
             of_rule = kernels.init(weights, scalars.rule.lr)
         return Block(weights, of_rule, weights)
-
-
-def _part(block: BlockPlan, gradients: Sequence[np.ndarray], factors: tuple[np.float32, ...]) -> np.ndarray | jax.Array:
-    """The block's range of the one gradient, or of the mean of several. What it has beyond its size is not for use."""
-    parts = tuple(_view(block, gradient) for gradient in gradients)
-    return parts[0] if len(parts) == 1 else _mean(parts, factors)
 
 
 def _view(block: BlockPlan, flat: np.ndarray) -> np.ndarray:
@@ -185,12 +178,9 @@ def _view(block: BlockPlan, flat: np.ndarray) -> np.ndarray:
     return np.concatenate([view, np.zeros(block.length - view.size, np.float32)])
 
 
-def _scalars(
-    values: StepValues, factor: np.float32, scale: jax.Array | None, of_rule: tuple[np.float32, ...]
-) -> Scalars:
+def _scalars(values: StepValues, scale: jax.Array | None, of_rule: tuple[np.float32, ...]) -> Scalars:
     return Scalars(
         size=np.int32(0),  # each block's own
-        factor=factor,
         grad_scale=np.float32(1) if scale is None else scale,
         grad_clip_value=np.float32(math.inf if values.grad_clip_value is None else values.grad_clip_value),
         weight_decay=np.float32(values.weight_decay),
@@ -212,9 +202,14 @@ def _init(kind: _Kind, weights: jax.Array, lr: jax.Array) -> State:
 
 
 def _fast_step(
-    kind: _Kind, weights: jax.Array, state: State, gradient: jax.Array, scalars: Scalars
+    kind: _Kind,
+    weights: jax.Array,
+    state: State,
+    gradients: Sequence[jax.Array],
+    factors: Sequence[jax.Array],
+    scalars: Scalars,
 ) -> tuple[jax.Array, State]:
-    g = gradient * scalars.factor * scalars.grad_scale
+    g = _mean(gradients, factors) * scalars.grad_scale
     if kind.is_padded:
         g = _within(g, scalars.size)
     g = jnp.clip(g, -scalars.grad_clip_value, scalars.grad_clip_value)
@@ -245,7 +240,6 @@ def _within(flat: jax.Array, size: jax.Array | np.int32) -> jax.Array:
     return jnp.where(jnp.arange(flat.size, dtype=jnp.int32) < size, flat, 0)
 
 
-@jax.jit
 def _mean(gradients: Sequence[jax.Array], factors: Sequence[jax.Array]) -> jax.Array:
     total = gradients[0] * factors[0]
     for gradient, factor in zip(gradients[1:], factors[1:], strict=True):
@@ -254,10 +248,12 @@ def _mean(gradients: Sequence[jax.Array], factors: Sequence[jax.Array]) -> jax.A
 
 
 @partial(jax.jit, static_argnames="is_padded")
-def _square(gradient: jax.Array, factor: jax.Array, size: jax.Array, *, is_padded: bool) -> jax.Array:
-    """The sum of squares."""
-    scaled = gradient * factor
-    return jnp.sum(jnp.square(_within(scaled, size) if is_padded else scaled))
+def _square(
+    gradients: Sequence[jax.Array], factors: Sequence[jax.Array], size: jax.Array, *, is_padded: bool
+) -> jax.Array:
+    """The sum of squares of the mean."""
+    mean = _mean(gradients, factors)
+    return jnp.sum(jnp.square(_within(mean, size) if is_padded else mean))
 
 
 @jax.jit

@@ -10,8 +10,9 @@ unexport CONDA_PREFIX PIP_PREFIX PIP_TARGET PIP_USER PYTHONHOME PYTHONPATH VIRTU
 PYTHON ?=
 # What `make torch` installs. It is in no lock: which build of it is wanted depends on the machine.
 TORCH ?= torch==2.13.0
-# More arguments for pytest (`make test PYTEST_ARGS="-n 2 -k lookahead"`) and for the demo.
-PYTEST_ARGS ?=
+# Arguments for pytest (`make test PYTEST_ARGS="-k lookahead"`) and more for the demo. Without any the tests run in two
+# processes, each file in one of them.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 DEMO_ARGS ?=
 LOCK_ARGS ?=
 
@@ -30,7 +31,7 @@ ifneq ($(shell cat $(PROTO_INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(PROTO_INSTALLED)
 endif
 
-.PHONY: help setup torch demo test lint types fmt docs proto bench lock clean
+.PHONY: help setup torch demo test soak lint types fmt docs proto bench lock clean
 
 help: ## Say what the targets are (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ demo: $(INSTALLED) ## Train on handwritten digits against a server on this machi
 # importable as namespace packages.
 test: $(INSTALLED) ## Run the tests (PYTEST_ARGS)
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+soak: $(INSTALLED) ## Run the tests that take long (a minute)
+	@$(BIN)/pytest -m soak
 
 lint: $(INSTALLED) $(PROTO_INSTALLED) ## Check style, layers, protos, and that what is generated is fresh
 	$(BIN)/ruff check $(CODE)

@@ -103,7 +103,7 @@ def test_wrong_server_fails_every_check_that_it_reaches(
     assert runs_left(server.address) == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_longer_trajectories_pass_too(server: ServerProcess) -> None:
     done = verify(server.address, "--full")
     told = verdicts(done.stdout)

@@ -20,6 +20,12 @@ from kedge.transport import RunInfo
 OPTIONS = ("lr", "weight_decay")
 """What a torch group may set, by the name that it has on both sides."""
 
+_OPTIONS_OF_TORCH = frozenset(
+    "alpha amsgrad betas centered dampening decoupled_weight_decay eps etas initial_accumulator_value lambd lr_decay "
+    "maximize momentum momentum_decay nesterov ns_steps rho step_sizes t0".split()
+)
+"""What the formulas of torch's optimizers are given. "foreach" and its like choose how they are computed, not what."""
+
 TorchGroup = dict[str, Any]
 
 
@@ -83,6 +89,9 @@ class Part:
 
     def changes(self, groups: Sequence[TorchGroup]) -> dict[str, float]:
         """What its torch groups have that they were not made to show.
+
+        What the run has now is not asked for, as that would cost a call with each step. So a value that equals the
+        shown one is no change, whatever was changed elsewhere since the last `refresh`.
 
         Raises:
             ValueError: if they do not agree.
@@ -170,26 +179,51 @@ def with_more_groups(parts: Sequence[Part], groups: Sequence[TorchGroup], first:
 
 
 def check_options(groups: Sequence[TorchGroup], optimizer: optim.Optimizer) -> None:
-    """Refuses options of the optimizer that no group can have for itself.
+    """Refuses options that the optimizer of the run does not have as they are given: no group has them for itself.
 
     Raises:
         ValueError: that names the option.
     """
-    others = {field.name for field in fields(optimizer.spec().rule)} - {*OPTIONS, "name"}  # type: ignore[arg-type]
+    spec = optimizer.spec()
+    held = {field.name: getattr(spec.rule, field.name) for field in fields(spec.rule)}  # type: ignore[arg-type]
+    held |= {option: value for option, value in spec.settings._asdict().items() if option in held}
+    own = {*OPTIONS, "name"}
     for index, group in enumerate(groups):
-        for option in sorted(others & group.keys()):
-            raise ValueError(
-                f"{option} is set in parameter group {index}: of its own a group has {' and '.join(OPTIONS)}, the rest "
-                "belongs to the optimizer, or to an optim.Group, that the run is created with"
-            )
+        for option in sorted((_OPTIONS_OF_TORCH | held.keys() - own) & group.keys()):
+            if not _is_same(group[option], held.get(option)):
+                raise _refusal(option, group[option], index)
+
+
+def _is_same(given: Any, held: Any) -> bool:
+    """Whether an option is what the optimizer has; one that it does not have is to be off."""
+    if isinstance(given, list | tuple) and isinstance(held, tuple):
+        return tuple(given) == held
+    return bool(given == held) or (not held and not given)
+
+
+def _refusal(option: str, value: Any, index: int) -> ValueError:
+    if option == "maximize":
+        return ValueError(f"maximize is set in parameter group {index}: a run minimizes; negate the loss")
+    return ValueError(
+        f"{option} is set in parameter group {index}, to {value!r}, and is not the run's: of its own a group has "
+        f"{' and '.join(OPTIONS)}, the rest belongs to the optimizer, or to an optim.Group, that the run is created "
+        "with"
+    )
 
 
 def groups_of(param_groups: Sequence[TorchGroup]) -> tuple[optim.Group, ...]:
     """The groups that a run needs for torch groups of (name, parameter) pairs that have options of their own.
 
     Raises:
-        ValueError, TypeError: for an option out of range.
+        ValueError, TypeError: for an option out of range, or of a group that has nothing in the run.
     """
+    for index, group in enumerate(param_groups):
+        for option in OPTIONS:
+            if option in group and not group["params"]:
+                raise ValueError(
+                    f"{option} is set in parameter group {index}, of which nothing requires a gradient: leave it out, "
+                    "or have its parameters require one when the run is created"
+                )
     return tuple(
         optim.Group(
             tuple(escape(name) for name, _ in group["params"]),
@@ -197,7 +231,7 @@ def groups_of(param_groups: Sequence[TorchGroup]) -> tuple[optim.Group, ...]:
             name=str(group.get("name", f"group {index}")),
         )
         for index, group in enumerate(param_groups)
-        if group["params"] and any(option in group for option in OPTIONS)
+        if any(option in group for option in OPTIONS)
     )
 
 

@@ -31,6 +31,11 @@ class Lease:
         """Whether this process has it, and not one that this was forked from."""
         return self._process_id == os.getpid()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was given back."""
+        return self not in _held
+
     def end(self) -> None:
         """Gives it back. May be called twice."""
         self._finalizer.detach()

@@ -82,7 +82,7 @@ def named_groups(params: Any, manifest: Manifest, *, allow_missing: bool = False
         TypeError, ValueError: for what torch's optimizers do not take either.
         KedgeError: TENSOR_MISSING, TENSOR_UNEXPECTED, TENSOR_SHAPE_MISMATCH, UNSUPPORTED_DTYPE, UNSUPPORTED_STRUCTURE.
     """
-    groups = _as_groups(params)
+    groups = as_groups(params)
     pairs = [pair for group in groups for pair in group["params"]]
     if pairs and all(name is None for name, _ in pairs):
         groups = _named_by_order(groups, manifest)
@@ -101,35 +101,74 @@ def named_groups(params: Any, manifest: Manifest, *, allow_missing: bool = False
     return groups
 
 
-def groups_of_model(model: Any, param_groups: Any, is_held: Callable[[str], bool]) -> list[dict[str, Any]]:
-    """Parameter groups as (name, parameter) pairs, to create a run for a module with.
+def left_out(given: list[dict[str, Any]], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The parameters of the groups that were given, by name or number, that are not in those made of them."""
+    held = {id(tensor) for group in groups for _, tensor in group["params"]}
+    pairs = [pair for group in given for pair in group["params"]]
+    return {name or f"parameter {i}": tensor for i, (name, tensor) in enumerate(pairs) if id(tensor) not in held}
+
+
+def check_left_out(parameters: Mapping[str, Any]) -> None:
+    """Refuses a gradient of what the run does not have.
+
+    Raises:
+        ValueError: that names the parameter.
+    """
+    for name, parameter in parameters.items():
+        if parameter.requires_grad and parameter.grad is not None:
+            raise ValueError(
+                f"{name!r} has a gradient and is not in the run, since it required none when this optimizer was made: "
+                "create a run while it requires one, or set its requires_grad=False and grad=None"
+            )
+
+
+def groups_of_model(model: Any, param_groups: Any) -> list[dict[str, Any]]:
+    """Parameter groups as (name, parameter) pairs, with the module's names.
 
     Args:
         model: the module.
         param_groups: torch's groups of its parameters, with names or without; None for all in one group.
-        is_held: whether a parameter of this name is part of the run although it requires no gradient.
 
     Raises:
         TypeError, ValueError: for what torch's optimizers do not take either, and for parameters of another module.
-        KedgeError: UNSUPPORTED_DTYPE, UNSUPPORTED_STRUCTURE.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = _as_groups(model.named_parameters() if param_groups is None else param_groups)
+    groups = as_groups(model.named_parameters() if param_groups is None else param_groups)
     for index, group in enumerate(groups):
         for name, parameter in group["params"]:
             if id(parameter) not in names:
                 raise ValueError(
                     f"param_groups has {name or 'a parameter'} in group {index}, which is no parameter of the model"
                 )
-        pairs = [(names[id(parameter)], parameter) for _, parameter in group["params"]]
-        group["params"] = [(name, p) for name, p in pairs if p.requires_grad or is_held(name)]
-        for name, parameter in group["params"]:
-            check_parameter(name, parameter)
+        group["params"] = [(names[id(parameter)], parameter) for _, parameter in group["params"]]
     return groups
 
 
-def _as_groups(params: Any) -> list[dict[str, Any]]:
-    """New groups with (name or None, parameter) pairs in "params"."""
+def groups_to_create(groups: list[dict[str, Any]], is_held: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """The groups with what a run is created with.
+
+    Args:
+        groups: of (name, parameter) pairs.
+        is_held: whether a parameter of this name is part of the run although it requires no gradient.
+
+    Raises:
+        KedgeError: UNSUPPORTED_DTYPE, UNSUPPORTED_STRUCTURE.
+    """
+    held = [
+        {**group, "params": [(name, p) for name, p in group["params"] if p.requires_grad or is_held(name)]}
+        for group in groups
+    ]
+    for name, parameter in (pair for group in held for pair in group["params"]):
+        check_parameter(name, parameter)
+    return held
+
+
+def as_groups(params: Any) -> list[dict[str, Any]]:
+    """New groups with (name or None, parameter) pairs in "params".
+
+    Raises:
+        TypeError, ValueError: for what torch's optimizers do not take either.
+    """
     if isinstance(params, torch.Tensor | torch.nn.Module | Mapping | str) or not isinstance(params, Iterable):
         raise TypeError(f"params is a {type(params).__name__}: give model.named_parameters(), or a list of groups")
     given = list(params)
@@ -161,7 +200,9 @@ def _named_by_order(groups: list[dict[str, Any]], manifest: Manifest) -> list[di
     """Gives parameters without names those of the run's tensors, in order."""
     tensors = [tensor for group in groups for _, tensor in group["params"]]
     if len(tensors) != len(manifest.tensors):  # those that the run may have been made without
-        tensors = [tensor for tensor in tensors if tensor.requires_grad]
+        kept = [tensor for tensor in tensors if tensor.requires_grad]
+        _check_left_out(kept, [tensor for tensor in tensors if not tensor.requires_grad])
+        tensors = kept
     _check_order(tensors, manifest)
     _check_unambiguous(groups)
     names = {id(tensor): spec.name for tensor, spec in zip(tensors, manifest.tensors, strict=True)}
@@ -169,6 +210,15 @@ def _named_by_order(groups: list[dict[str, Any]], manifest: Manifest) -> list[di
         {**group, "params": [(names[id(tensor)], tensor) for _, tensor in group["params"] if id(tensor) in names]}
         for group in groups
     ]
+
+
+def _check_left_out(kept: list[Any], left_out: list[Any]) -> None:
+    """Refuses to guess which of several parameters of one shape the run has."""
+    for shape in {tuple(tensor.shape) for tensor in kept} & {tuple(tensor.shape) for tensor in left_out}:
+        raise ValueError(
+            f"params has parameters of shape {shape} with and without requires_grad, more than the run has, and no "
+            "names to tell them apart: give names, as model.named_parameters() does"
+        )
 
 
 def _check_order(tensors: list[Any], manifest: Manifest) -> None:

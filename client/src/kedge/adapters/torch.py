@@ -54,7 +54,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
     Attributes:
         run: the run.
         param_groups: as in every torch optimizer, with the options "lr" and "weight_decay". They show the run's. What
-            is set there, by hand or by one of torch's schedulers, becomes the run's with the next step.
+            is set there, by hand or by one of torch's schedulers, becomes the run's with the next step, if it differs
+            from what was shown: `pull` first, where others may have changed the run.
 
     Raises:
         ValueError, TypeError: for parameters, groups or options that cannot be matched with the run's.
@@ -84,7 +85,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(run, Run):
             raise TypeError(f"run is {run!r}: give what client.get_run(name) returns, or use RemoteOptimizer.create")
-        groups = _torch_params.named_groups(params, run.manifest, allow_missing=allow_missing)
+        given = _torch_params.as_groups(params)
+        groups = _torch_params.named_groups(given, run.manifest, allow_missing=allow_missing)
         if len(groups) == 1:
             groups = _torch_groups.cut(groups[0], run)
         info = run.info()
@@ -95,6 +97,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._created = info.create_time.isoformat()
         self._parts = parts
         self._parameters = _parameters(groups)
+        self._left_out = _torch_params.left_out(given, groups)
         self._worker = _joined(run, worker, name, wire_dtype=wire_dtype, lease_seconds=lease_seconds)
         self._lease = _torch_leases.Lease(self, self._worker) if worker is None else None
         try:
@@ -147,9 +150,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         if param_groups is not None and groups:
             raise ValueError("groups and param_groups are both given: give one of them")
         frozen = [group for group in groups if group.frozen]
-        named = _torch_params.groups_of_model(
-            model, param_groups, lambda tensor: any(group.takes(tensor) for group in frozen)
-        )
+        given = _torch_params.groups_of_model(model, param_groups)
+        named = _torch_params.groups_to_create(given, lambda tensor: any(group.takes(tensor) for group in frozen))
         _torch_groups.check_options(named, optimizer)
         tensors = _parameters(named)
         run = client.get_or_create_run(
@@ -159,7 +161,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             aggregation=aggregation,
             groups=_torch_groups.groups_of(named) if param_groups is not None else groups,
         )
-        plain = [{key: value for key, value in group.items() if key not in _torch_groups.OPTIONS} for group in named]
+        plain = [{key: value for key, value in group.items() if key not in _torch_groups.OPTIONS} for group in given]
         return cls(plain, run=run, name=worker_name, wire_dtype=wire_dtype, lease_seconds=lease_seconds)
 
     @property
@@ -182,15 +184,19 @@ class RemoteOptimizer(torch.optim.Optimizer):
             What the closure returned; None without one.
 
         Raises:
-            ValueError: if no parameter has a gradient; for a hyperparameter in `param_groups` that is out of range, or
-                that the run cannot have for these parameters alone. Nothing is pushed.
+            ValueError: if no parameter has a gradient, or one has that was left out of the run; for a hyperparameter in
+                `param_groups` that is out of range, or that the run cannot have for these parameters alone; after
+                `close`. Nothing is pushed.
             KedgeError: UNSUPPORTED_STRUCTURE for a sparse gradient; those of `Worker.step`.
         """
+        if self._lease is not None and self._lease.has_ended:
+            raise ValueError("the optimizer was closed: make a new RemoteOptimizer")
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
         grads = self._gradients()
+        _torch_groups.check_options(self.param_groups, self.run.optimizer)
         for part in self._parts:
             part.forward(self.run, self.param_groups)
         loss = result if loss is None else loss
@@ -202,7 +208,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def pull(self) -> None:
         """Sets the parameters to the run's newest weights, and shows its hyperparameters. For between two steps.
 
-        What was set in `param_groups` and is not the run's yet is kept.
+        What was changed elsewhere, by another worker or by `Run.set_hyperparameters`, shows in `param_groups` only
+        after this. What was set in `param_groups` and is not the run's yet is kept.
 
         Raises:
             KedgeError: those of `Worker.pull`.
@@ -224,7 +231,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             return
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group is a {type(param_group).__name__}: give a dict with 'params'")
-        (named,) = _torch_params.named_groups([param_group], self.run.manifest, allow_missing=True)
+        given = _torch_params.as_groups([param_group])
+        (named,) = _torch_params.named_groups(given, self.run.manifest, allow_missing=True)
         for key, _ in named["params"]:
             if key in self._parameters:
                 raise ValueError(f"{key!r} is in a parameter group already")
@@ -235,6 +243,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         for group in added:
             super().add_param_group(_torch_form(group))
         self._parameters |= _parameters(added)
+        self._left_out |= _torch_params.left_out(given, [named])
         self.pull()
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,7 +271,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             KedgeError: those of `pull`.
         """
         saved = state_dict.get("kedge")
-        if not isinstance(saved, Mapping):
+        if not isinstance(saved, Mapping) or not {"run", "created", "shown"} <= saved.keys():
             raise ValueError(
                 "state_dict is of another kind of optimizer: the moments of a run are the server's, none can be loaded"
             )
@@ -295,8 +304,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """What to push, by tensor.
 
         Raises:
-            ValueError: if no parameter has a gradient.
+            ValueError: if no parameter has a gradient, or one that is not in the run has.
         """
+        _torch_params.check_left_out(self._left_out)
         if all(parameter.grad is None for parameter in self._parameters.values()):
             raise ValueError("no parameter has a gradient: call loss.backward() before step()")
         grads = {name: _torch_params.gradient(name, p) for name, p in self._parameters.items()}

@@ -142,9 +142,10 @@ class Program:
         )
 
     def _init_block(self, block: BlockPlan, kernels: _Kernels, flat: np.ndarray, values: StepValues) -> Block:
-        padded = np.zeros(block.length, np.float32)
-        padded[: block.size] = flat[block.start : block.stop]
-        weights = jnp.array(padded, copy=True)
+        initial = flat[block.start : block.stop]
+        if block.is_padded:  # and else not: once a copy of a block's size has been freed, malloc keeps more than is used
+            initial = np.pad(initial, (0, block.length - block.size))
+        weights = jnp.array(initial, copy=True)
         state = None if block.is_frozen else kernels.init(weights, np.float32(values.lr))
         return Block(weights, state, weights if self._spec.sync_period is not None else None)
 

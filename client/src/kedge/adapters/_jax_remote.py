@@ -57,6 +57,8 @@ class Remote(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # op
 def _init(worker: JaxWorker, params: Any) -> RemoteState:
     """The state for these params.
 
+    Once something was pulled they are not compared with it, as that would need another pull.
+
     Raises:
         TypeError: if they are traced.
         ValueError: if nothing was pulled and they are not the run's fast weights.

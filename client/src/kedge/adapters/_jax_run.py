@@ -2,7 +2,9 @@
 
 from typing import Any, Self
 
-from kedge.adapters._jax_tree import Structure
+import numpy as np
+
+from kedge.adapters._jax_tree import Structure, refuse_tracers, refuse_tracing
 from kedge.client import Run, Snapshot
 from kedge.transport import PushResult
 from kedge.weights import FastOrSlow
@@ -40,11 +42,22 @@ class JaxRun:
 
         Returns:
             A pytree of `jax.Array` like the params that the run was opened with.
+
+        Raises:
+            TypeError: within `jax.jit` and the like.
+            KedgeError: as `Run.pull`.
         """
+        refuse_tracing("pull")
         return self._structure.to_device(self.run.pull(weights, min_step=min_step, timeout_seconds=timeout_seconds))
 
     def snapshot(self, weights: FastOrSlow | None = None) -> Snapshot:
-        """Fetches weights with the step that they are of, as `Run.snapshot` does."""
+        """Fetches weights with the step that they are of, as `Run.snapshot` does.
+
+        Raises:
+            TypeError: within `jax.jit` and the like.
+            KedgeError: as `Run.snapshot`.
+        """
+        refuse_tracing("snapshot")
         held = self.run.snapshot(weights)
         return Snapshot(held.step, *(tree and self._structure.to_device(tree) for tree in (held.fast, held.slow)))
 
@@ -87,7 +100,12 @@ class JaxWorker:
 
         Returns:
             A pytree of `jax.Array` like the params that the run was opened with.
+
+        Raises:
+            TypeError: within `jax.jit` and the like.
+            KedgeError: as `Worker.pull`.
         """
+        refuse_tracing("pull")
         return self.structure.to_device(self.worker.pull(weights, min_step=min_step, timeout_seconds=timeout_seconds))
 
     def push(
@@ -109,11 +127,11 @@ class JaxWorker:
             wait_seconds: as for `Worker.push`.
 
         Raises:
-            TypeError: for traced gradients: call it outside of `jax.jit`.
+            TypeError: for what is traced, and within `jax.jit` and the like: call it outside.
             ValueError, KedgeError: as `Worker.push`.
         """
         return self.worker.push(
-            self.structure.to_host(grads),
+            self._to_host(grads, loss),
             loss=loss,
             example_count=example_count,
             base_step=base_step,
@@ -132,10 +150,10 @@ class JaxWorker:
             Fast weights: a pytree of `jax.Array` like the params that the run was opened with.
 
         Raises:
-            TypeError: for traced gradients: call it outside of `jax.jit`.
+            TypeError: for what is traced, and within `jax.jit` and the like: call it outside.
             ValueError, KedgeError: as `Worker.step`.
         """
-        arrays = self.structure.to_host(grads)
+        arrays = self._to_host(grads, loss)
         return self.structure.to_device(self.worker.step(arrays, loss=loss, example_count=example_count))
 
     def close(self) -> None:
@@ -147,6 +165,13 @@ class JaxWorker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _to_host(self, grads: Any, loss: Any) -> dict[str, np.ndarray]:
+        """The gradient by name, if there is no tracing."""
+        refuse_tracers({"loss": loss})
+        arrays = self.structure.to_host(grads)
+        refuse_tracing("gradient")
+        return arrays
 
     def __repr__(self) -> str:
         return f"<kedge.adapters.jax.JaxWorker {self.worker.name}>"

@@ -105,7 +105,7 @@ def _walk(node: Any, path: _Path, name: str) -> Iterator[tuple[_Path, str, Any]]
     if len(children) == 1 and not children[0][0]:
         yield path, name, node
         return
-    if _is_box(children):
+    if _is_box(node, children):
         ((key,), boxed), *_ = children
         yield from _walk(boxed, (*path, key), name)
         return
@@ -113,9 +113,12 @@ def _walk(node: Any, path: _Path, name: str) -> Iterator[tuple[_Path, str, Any]]
         yield from _walk(child, (*path, *keys), _join(name, keys[-1]))
 
 
-def _is_box(children: list[tuple[_Path, Any]]) -> bool:
-    """Whether the node is there for its one value, as a Variable of Flax NNX: it adds nothing to the name."""
-    return len(children) == 1 and children[0][0] == (GetAttrKey("value"),)
+def _is_box(node: Any, children: list[tuple[_Path, Any]]) -> bool:
+    """Whether the node is there for its one value, as a Variable of Flax NNX: it adds nothing to the name.
+
+    A named tuple is none, whatever its field is called: `kedge.tree` names it by that.
+    """
+    return not isinstance(node, tuple) and len(children) == 1 and children[0][0] == (GetAttrKey("value"),)
 
 
 def _in_own_order(node: Any, children: list[tuple[_Path, Any]]) -> list[tuple[_Path, Any]]:
@@ -185,6 +188,22 @@ def _check_values(name: str, leaf: Any) -> None:
         )
 
 
+def refuse_tracing(what: str) -> None:
+    """Refuses to be called while JAX compiles: the answer would be a constant of the compiled code.
+
+    Raises:
+        TypeError: within jax.jit, jax.lax.scan and the like.
+    """
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        raise TypeError(_TRACED.format(what))
+
+
+_TRACED = (
+    "{!r} is traced: a server cannot be called within jax.jit, jax.grad and the like; compile what computes the "
+    "gradient, and call the server outside"
+)
+
+
 def refuse_tracers(trees: Mapping[str, Any]) -> None:
     """Refuses what has no values yet, in trees by what they are called.
 
@@ -193,7 +212,4 @@ def refuse_tracers(trees: Mapping[str, Any]) -> None:
     """
     for what, tree in trees.items():
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
-            raise TypeError(
-                f"{what!r} is traced: a server cannot be called within jax.jit, jax.grad and the like; compile "
-                "what computes the gradient, and call the server outside"
-            )
+            raise TypeError(_TRACED.format(what))

@@ -141,9 +141,9 @@ def _plain(what: str, value: Any) -> Any:
     if isinstance(value, jax.core.Tracer):
         raise UnreadableError(f"{what} is traced: read it outside of jax.jit")
     if isinstance(value, np.dtype | type):
-        if np.dtype(value) == np.float32:
-            return None  # what the server holds its state in
-        raise UnreadableError(f"{what} is {value}: the server holds its state in float32")
+        raise UnreadableError(
+            f"{what} is {np.dtype(value)}: leave it out, float32 is what the server holds its state in"
+        )
     if np.ndim(value) == 0:
         return np.asarray(value).item()
     raise UnreadableError(f"{what} has the shape {np.shape(value)}: it must be one number")

@@ -186,7 +186,8 @@ def _as_group(group: Any) -> dict[str, Any]:
     params = [params] if isinstance(params, torch.Tensor) else list(params)
     if "param_names" in group:  # as a torch optimizer keeps them
         params = list(zip(group["param_names"], params, strict=True))
-    return {**group, "params": [_as_pair(param) for param in params]}
+    options = {key: value for key, value in group.items() if key != "param_names"}
+    return {**options, "params": [_as_pair(param) for param in params]}
 
 
 def _as_pair(param: Any) -> tuple[str | None, Any]:

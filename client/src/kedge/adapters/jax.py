@@ -159,6 +159,7 @@ def remote(
 
     Raises:
         ImportError: without optax.
+        TypeError: if the run is not of this module's making.
         ValueError, KedgeError: as `Run.join`.
 
     Example:
@@ -172,4 +173,6 @@ def remote(
     """
     from kedge.adapters._jax_remote import Remote
 
+    if not isinstance(run, JaxRun):
+        raise TypeError(f"run is {run!r}: open it with kedge.adapters.jax.get_run(client, name, like=params)")
     return Remote(run.join(name, wire_dtype=wire_dtype, lease_seconds=lease_seconds))

@@ -143,7 +143,7 @@ class Program:
 
     def _init_block(self, block: BlockPlan, kernels: _Kernels, flat: np.ndarray, values: StepValues) -> Block:
         initial = flat[block.start : block.stop]
-        if block.is_padded:  # and else not: once a copy of a block's size has been freed, malloc keeps more than is used
+        if block.is_padded:  # and else not: after copies of a block's size are freed, malloc keeps more than is used
             initial = np.pad(initial, (0, block.length - block.size))
         weights = jnp.array(initial, copy=True)
         state = None if block.is_frozen else kernels.init(weights, np.float32(values.lr))

@@ -148,6 +148,25 @@ def test_a_rate_that_can_be_none_is_refused_and_changes_nothing(
         assert (optimizer.current_lr, optimizer.lr.get_last_lr()) == (0.5, [0.5])
 
 
+def test_a_run_that_exists_shows_its_rate_and_keeps_it(client: kedge.Client, weights: Any) -> None:
+    with sgd(client, 0.5, run="shared").register_trainable_weights(weights) as first:
+        first.current_lr = 0.125
+    with sgd(client, 0.5, run="shared").register_trainable_weights(weights) as optimizer:
+        assert optimizer.param_groups[0]["lr"].value == 0.125
+        assert moves(optimizer, weights, 1) == [0.125]
+        optimizer.param_groups[0]["lr"].value = 0.5
+        assert moves(optimizer, weights, 1) == [0.5]
+
+
+def test_a_rate_that_is_set_before_registration_wins_over_that_of_the_run(client: kedge.Client, weights: Any) -> None:
+    with sgd(client, 0.5, run="shared").register_trainable_weights(weights) as first:
+        first.current_lr = 0.125
+    optimizer = sgd(client, 0.5, run="shared")
+    optimizer.param_groups[0]["lr"].value = 0.25
+    with optimizer.register_trainable_weights(weights):
+        assert moves(optimizer, weights, 1) == [0.25]
+
+
 def test_setting_the_rate_wins_over_one_that_another_worker_set(client: kedge.Client, weights: Any) -> None:
     with sgd(client, 0.5, run="shared").register_trainable_weights(weights) as optimizer:
         client.get_run("shared").set_hyperparameters(lr=0.25)

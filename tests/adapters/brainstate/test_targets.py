@@ -302,6 +302,18 @@ def test_the_rate_of_a_group_can_be_changed_as_the_run_goes_on(client: kedge.Cli
     assert bias["b"].value.tolist() == [0.875 - 0.125 * (1.0 + 0.875)]
 
 
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+def test_a_group_cannot_go_back_to_the_value_of_the_run(client: kedge.Client, option: str) -> None:
+    weights, bias = states(a=[1.0]), states(b=[1.0])
+    with kb.Lookahead(optim.SGD(lr=0.5), alpha=1.0, client=client) as optimizer:
+        optimizer.add_param_group(bias, **{option: 0.25})
+        optimizer.register_trainable_weights(weights)
+        optimizer.param_groups[1][option] = None
+        with pytest.raises(ValueError, match=rf"^{option} of the group 'group-1' is None"):
+            optimizer.update(ONES)
+        assert optimizer.run.status().step == 0
+
+
 def test_a_group_without_a_rate_has_that_of_the_run(client: kedge.Client) -> None:
     weights, bias = states(a=[1.0]), states(b=[1.0])
     scheduler = kb.ExponentialLR(0.5, 0.5)

@@ -172,6 +172,11 @@ UNREADABLE = {
     "no learning rate": (optax.scale_by_adam, "no learning rate"),
     "a step uphill": (lambda: optax.sgd(-0.1), "up the gradient"),
     "other state than float32": (lambda: optax.adam(0.1, mu_dtype=jnp.bfloat16), "mu_dtype is bfloat16"),
+    "state in float32": (lambda: optax.adam(0.1, mu_dtype=jnp.float32), "mu_dtype is float32: leave it out"),
+    "a momentum in float32": (
+        lambda: optax.sgd(0.1, momentum=0.9, accumulator_dtype="float32"),
+        "accumulator_dtype is float32: leave it out",
+    ),
     "clips in another order": (
         lambda: optax.chain(optax.clip(1.0), optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
         "no optimizer like clip_by_global_norm",

@@ -158,6 +158,13 @@ def test_tracing_is_refused_and_nothing_is_pushed(fake_client, transform):
         assert run.run.status().step == 0
 
 
+def test_run_of_the_sdk_is_refused_before_it_is_joined(fake_client):
+    run = new_run(fake_client).run
+    with pytest.raises(TypeError, match=r"run is .*kedge\.adapters\.jax\.get_run\(client, name, like=params\)"):
+        kedge.adapters.jax.remote(run)
+    assert run.status().workers == ()
+
+
 def test_closing_gives_the_lease_back(fake_client):
     run = new_run(fake_client)
     tx = kedge.adapters.jax.remote(run, "optax-1")

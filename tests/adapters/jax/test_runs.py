@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import equinox as eqx
 import jax
@@ -205,6 +206,39 @@ def test_traced_gradient_is_refused_and_not_sent(fake_client):
         with pytest.raises(InvalidInputError, match="'w' is missing"):
             worker.step({})
         assert run.run.status().applied_count == 0
+
+
+def test_server_is_not_called_while_jax_compiles(fake_client):
+    params = {"w": jnp.zeros(2)}
+    run = kedge.adapters.jax.create_run(fake_client, "r", params=params, optimizer=SGD, aggregation=ALONE)
+    grads = {"w": np.ones(2, np.float32)}
+    with run.join() as worker:
+        for use in (run.pull, worker.pull, lambda: run.snapshot().fast, lambda: worker.step(grads)):
+            with pytest.raises(TypeError, match=r"is traced.*outside"):
+                jax.jit(use)()
+            with pytest.raises(TypeError, match=r"is traced.*outside"):
+                jax.lax.scan(lambda carry, _, use=use: (carry, use()), 0, None, 2)
+        worker.pull()
+        for use in (worker.push, worker.step):
+            with pytest.raises(TypeError, match=r"'loss' is traced.*outside"):
+                jax.grad(lambda loss, use=use: use(grads, loss=loss))(1.0)
+        assert run.run.status().applied_count == 0
+
+
+def test_example_counts_weigh_the_gradients_of_their_round(client, run_name):
+    run = kedge.adapters.jax.create_run(
+        client, run_name, params={"w": jnp.zeros(2)}, optimizer=SGD, aggregation=kedge.Synchronous(quorum=2)
+    )
+
+    def work(worker, gradient, example_count):
+        return worker.step({"w": jnp.array(gradient)}, example_count=example_count)
+
+    with run.join() as one, run.join() as other, ThreadPoolExecutor(2) as pool:
+        one.pull()
+        other.pull()
+        results = [pool.submit(work, one, [4.0, 0.0], 3), pool.submit(work, other, [0.0, 8.0], 1)]
+        for result in results:
+            np.testing.assert_array_equal(result.result(60)["w"], [-3.0, -2.0])
 
 
 def test_run_is_found_by_params_whose_keys_jax_has_sorted(fake_client):

@@ -19,6 +19,10 @@ from kedge import optim, tree
 from kedge.errors import InvalidInputError
 
 
+class Boxed(NamedTuple):
+    value: Any
+
+
 class Layer(NamedTuple):
     weight: Any
     bias: Any
@@ -87,6 +91,7 @@ TREES = {
     "an ordered dict": (lambda: collections.OrderedDict(z=ones(1), a=ones(2)), ["z", "a"]),
     "lists and tuples": (lambda: [ones(1), (ones(2), [ones(3)])], ["0", "1.0", "1.1.0"]),
     "a named tuple": (lambda: Layer(ones(2), ones(1)), ["weight", "bias"]),
+    "a named tuple of one value": (lambda: {"x": Boxed(ones(2))}, ["x.value"]),
     "a dataclass": (lambda: Model(first=ones(1), second=ones(2)), ["second", "first"]),
     "an opaque node": (lambda: {"o": Opaque(ones(1), ones(2))}, ["o.0", "o.1"]),
     "whole numbers as keys": (lambda: {2: ones(1), 1: ones(2)}, ["2", "1"]),
@@ -103,6 +108,12 @@ TREES = {
 def new_run(client: kedge.Client, params: Any, name: str = "r", **options: Any) -> kedge.adapters.jax.JaxRun:
     defaults = {"optimizer": optim.SGD(lr=1.0), "aggregation": kedge.Synchronous(quorum=1)}
     return kedge.adapters.jax.create_run(client, name, params=params, **(defaults | options))
+
+
+def test_named_tuple_of_one_value_is_the_same_run_to_numpy(fake_client):
+    new_run(fake_client, {"x": Boxed(ones(2)), "y": ones(3)})
+    like = {"x": Boxed(np.ones(2, np.float32)), "y": np.ones(3, np.float32)}
+    assert fake_client.get_run("r", like=like).pull()["x"].value.tolist() == [1, 1]
 
 
 def names(run: kedge.adapters.jax.JaxRun) -> list[str]:

@@ -186,14 +186,44 @@ def test_run_of_a_state_dict_holds_tied_parameters_twice_and_trains_them_alike(c
 
 
 def test_what_needs_no_gradient_stays_out_of_the_run_and_as_it_is(client, run_name):
-    models = [module(a=(2,), b=(2,)) for _ in range(2)]
+    models = [module(a=(2,), b=(1,)) for _ in range(2)]
     for index, model in enumerate(models):
         model.a.requires_grad_(False).fill_(10 + index)
     for form in ("named_parameters", "parameters"):
         with RemoteOptimizer.create(models[0], client, f"{run_name}-{form}", SGD) as optimizer:
             assert list(optimizer.run.pull()) == ["b"]
             with RemoteOptimizer(getattr(models[1], form)(), run=optimizer.run):
-                assert (models[1].a.tolist(), models[1].b.tolist()) == ([11, 11], [2, 2])
+                assert (models[1].a.tolist(), models[1].b.tolist()) == ([11, 11], [2])
+
+
+@pytest.mark.parametrize("form", ["create", "named_parameters", "parameters"])
+def test_gradient_of_what_was_left_out_of_the_run_is_refused_and_nothing_pushed(client, run_name, form):
+    model = module(a=(2,), b=(1,))
+    model.a.requires_grad_(False)
+    optimizer = RemoteOptimizer.create(model, client, run_name, SGD)
+    if form != "create":
+        optimizer.close()
+        optimizer = RemoteOptimizer(getattr(model, form)(), run=optimizer.run)
+    model.a.requires_grad_(True)
+    model.a.grad, model.b.grad = torch.ones(2), torch.ones(1)
+    name = "parameter 0" if form == "parameters" else "a"
+    with pytest.raises(ValueError, match=f"'{name}' has a gradient and is not in the run.*create a run while"):
+        optimizer.step()
+    assert optimizer.run.status().step == 0
+
+    model.a.requires_grad_(False)
+    optimizer.step()
+    assert optimizer.run.status().step == 1
+    optimizer.close()
+
+
+def test_order_does_not_tell_a_frozen_parameter_that_the_run_does_not_have_from_one_that_it_has(client, run_name):
+    model = module(a=(2,), b=(2,))
+    run = run_of(client, run_name, module(a=(2,)))
+    model.a.requires_grad_(False)  # it is a that the run has, and b that requires a gradient
+    with pytest.raises(ValueError, match=r"of shape \(2,\) with and without requires_grad.*give names"):
+        RemoteOptimizer(model.parameters(), run=run)
+    assert_nobody_joined(run)
 
 
 def test_frozen_group_takes_what_needs_no_gradient_into_the_run(client, run_name):

@@ -155,6 +155,14 @@ def test_state_of_another_kind_of_optimizer_is_refused(client, run_name):
         optimizer.load_state_dict(torch.optim.Adam(model.parameters()).state_dict())
 
 
+@pytest.mark.parametrize("kedges", [{}, {"run": "runs/a"}, None, "runs/a"])
+def test_state_that_names_no_run_is_refused(client, run_name, kedges):
+    with RemoteOptimizer.create(linear(), client, run_name, SGD) as optimizer:
+        state = optimizer.state_dict() | {"kedge": kedges}
+        with pytest.raises(ValueError, match="of another kind of optimizer"):
+            optimizer.load_state_dict(state)
+
+
 def test_state_of_other_parameter_groups_is_refused(client, run_name):
     model = linear()
     with RemoteOptimizer.create(model, client, run_name, SGD) as optimizer:
@@ -185,7 +193,7 @@ def test_leaving_the_block_gives_the_lease_back(client, run_name):
         assert worker.lease_remaining_seconds > 20
     assert optimizer.run.status().workers == ()
     optimizer.close()
-    with pytest.raises(KedgeError, match="the worker was closed"):
+    with pytest.raises(ValueError, match="closed: make a new RemoteOptimizer"):
         step(optimizer)
 
 

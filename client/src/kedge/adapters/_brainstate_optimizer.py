@@ -29,7 +29,8 @@ class RemoteOptimizer:
         optimizer: the optimizer of the run, a value of `kedge.optim`.
         step_count: a State with the run's step that the registered weights are of.
         param_groups: a dict for the weights of no other group, and one for each call of `add_param_group`. An "lr" or
-            "weight_decay" that is changed in it is passed on before the next update. None there is the run's own.
+            "weight_decay" that is changed in it is passed on before the next update. None there is the run's own, and
+            cannot be gone back to.
         schedulers: those of `add_scheduler`.
     """
 
@@ -257,6 +258,7 @@ class RemoteOptimizer:
         self._tensors, self._groups, self._is_registered = tensors, groups, True
         if weights is not None:
             self._write(weights)
+            self._show_rate()
 
     def _join(self, arrays: dict[str, Any], groups: tuple[optim.Group, ...]) -> Any:
         """Joins, and pulls the weights; None if it is too early for that."""
@@ -282,18 +284,34 @@ class RemoteOptimizer:
         if not is_slow:
             self.step_count.value = self._joined().step_number
 
+    def _show_rate(self) -> None:
+        """Shows the rate that the run has by now, unless one was set here that it is still to be told of."""
+        shown, told = self.param_groups[0]["lr"], self._passed_on[0]
+        if isinstance(told["lr"], float) and shown.value == told["lr"]:
+            shown.value = told["lr"] = self.run.status().learning_rate
+
     def _fill_first_group(self) -> None:
         """The States of no other group are the first one's."""
         others = [state for group in self.param_groups[1:] for state in group["params"].values()]
         self.param_groups[0]["params"] = self._tensors.without(others).by_path()
 
     def _pass_on_changes(self) -> None:
-        """Tells the run of the rates and decays that were changed here since it was last told."""
+        """Tells the run of the rates and decays that were changed here since it was last told.
+
+        Raises:
+            ValueError: for one that is out of range, or None where the group had a value.
+        """
         if ticks_by_hand(self._lr) and self._lr.get_last_lr()[0] != self._last_rate:
             self._last_rate = self.param_groups[0]["lr"].value = self._lr.get_last_lr()[0]
         for group, passed_on in zip(self.param_groups, self._passed_on, strict=True):
             now = _hyperparameters(group)
             changes = {name: value for name, value in now.items() if value != passed_on[name]}
+            for option, value in changes.items():
+                if value is None:
+                    raise ValueError(
+                        f"{option} of the group {group['name']!r} is None: a group keeps what it was given; set the "
+                        "run's own value"
+                    )
             if changes:
                 self.run.set_hyperparameters(group=group["name"], **changes)
                 passed_on.update(changes)

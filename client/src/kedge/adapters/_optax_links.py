@@ -141,9 +141,7 @@ def _plain(what: str, value: Any) -> Any:
     if isinstance(value, jax.core.Tracer):
         raise UnreadableError(f"{what} is traced: read it outside of jax.jit")
     if isinstance(value, np.dtype | type):
-        raise UnreadableError(
-            f"{what} is {np.dtype(value)}: leave it out, float32 is what the server holds its state in"
-        )
+        raise UnreadableError(f"{what} is {np.dtype(value)}: leave it out, float32 is what the server has")
     if np.ndim(value) == 0:
         return np.asarray(value).item()
     raise UnreadableError(f"{what} has the shape {np.shape(value)}: it must be one number")

@@ -20,10 +20,11 @@ from kedge.transport import RunInfo
 OPTIONS = ("lr", "weight_decay")
 """What a torch group may set, by the name that it has on both sides."""
 
-_OPTIONS_OF_TORCH = frozenset(
-    "alpha amsgrad betas centered dampening decoupled_weight_decay eps etas initial_accumulator_value lambd lr_decay "
-    "maximize momentum momentum_decay nesterov ns_steps rho step_sizes t0".split()
-)
+_OPTIONS_OF_TORCH = {
+    *("alpha", "amsgrad", "betas", "centered", "dampening", "decoupled_weight_decay", "eps", "etas"),
+    *("initial_accumulator_value", "lambd", "lr_decay", "maximize", "momentum", "momentum_decay", "nesterov"),
+    *("ns_steps", "rho", "step_sizes", "t0"),
+}
 """What the formulas of torch's optimizers are given. "foreach" and its like choose how they are computed, not what."""
 
 TorchGroup = dict[str, Any]
@@ -187,6 +188,7 @@ def check_options(groups: Sequence[TorchGroup], optimizer: optim.Optimizer) -> N
     spec = optimizer.spec()
     held = {field.name: getattr(spec.rule, field.name) for field in fields(spec.rule)}  # type: ignore[arg-type]
     held |= {option: value for option, value in spec.settings._asdict().items() if option in held}
+    held["decoupled_weight_decay"] = spec.rule.decouples_decay  # what torch.optim.Adam calls it
     own = {*OPTIONS, "name"}
     for index, group in enumerate(groups):
         for option in sorted((_OPTIONS_OF_TORCH | held.keys() - own) & group.keys()):

@@ -41,15 +41,10 @@ ELEMENTWISE = frozenset(
     }
 )
 """Those whose elements move by themselves."""
-NORMWISE = frozenset({"fromage", "lamb", "lars", "novograd"})
-"""Those that look at the norms of whole tensors."""
-SHAPEWISE = frozenset({"adafactor"})
-"""Those that look at the shapes of tensors."""
-_SEES: dict[str, Sees] = {
-    **dict.fromkeys(ELEMENTWISE, "elements"),
-    **dict.fromkeys(NORMWISE, "norms"),
-    **dict.fromkeys(SHAPEWISE, "shapes"),
-}
+LAYERWISE = frozenset({"adafactor", "fromage", "lamb", "lars", "novograd"})
+"""Those that look at whole tensors. They get them as they are, also where norms alone would do: with an epsilon of 0
+the zeros that a padded block ends in would become NaN, and the norm with them."""
+_SEES: dict[str, Sees] = {**dict.fromkeys(ELEMENTWISE, "elements"), **dict.fromkeys(LAYERWISE, "shapes")}
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What optax may keep a state in."""

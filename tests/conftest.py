@@ -1,4 +1,8 @@
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from server_process import ServerProcess
@@ -24,3 +28,24 @@ def wire(server: ServerProcess) -> Iterator[WireClient]:
 def run_id(request: pytest.FixtureRequest) -> str:
     """A run id that no other test uses."""
     return f"r{abs(hash(request.node.nodeid)):x}"
+
+
+@pytest.fixture
+def in_background() -> Iterator[Callable[..., Any]]:
+    """Starts a function in a thread and gives its future."""
+    with ThreadPoolExecutor(8) as pool:
+        yield pool.submit
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], Any]], None]:
+    """Waits until something holds, and fails if it does not within half a minute."""
+
+    def wait(holds: Callable[[], Any]) -> None:
+        give_up_at = time.monotonic() + 30
+        pause = threading.Event()
+        while not holds():
+            assert time.monotonic() < give_up_at, "it did not come to hold"
+            pause.wait(0.02)
+
+    return wait

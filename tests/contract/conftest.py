@@ -2,10 +2,7 @@
 
 import importlib.util
 import itertools
-import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -52,27 +49,6 @@ _run_numbers = itertools.count(1)
 def run_name() -> str:
     """Unique, since the servers live as long as the suite."""
     return f"contract-{next(_run_numbers)}"
-
-
-@pytest.fixture
-def in_background() -> Iterator[Callable[..., Any]]:
-    """Starts a function in a thread and gives its future."""
-    with ThreadPoolExecutor(8) as pool:
-        yield pool.submit
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], Any]], None]:
-    """Waits until something holds, and fails if it does not within half a minute."""
-
-    def wait(holds: Callable[[], Any]) -> None:
-        give_up_at = time.monotonic() + 30
-        pause = threading.Event()
-        while not holds():
-            assert time.monotonic() < give_up_at, "it did not come to hold"
-            pause.wait(0.02)
-
-    return wait
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def large_groups() -> list[optim.Group]:
     ]
 
 
-def test_the_largest_descriptions_can_still_be_read(client: kedge.Client) -> None:
+def test_the_largest_descriptions_can_still_be_read(own_server: ServerProcess, client: kedge.Client) -> None:
     for name in ("a", "b", "c"):
         run = client.create_run(
             name,
@@ -71,7 +71,7 @@ def test_the_largest_descriptions_can_still_be_read(client: kedge.Client) -> Non
     assert run.info().changes[-1].change.lr == schedule(39)
     assert 1 <= len(run.info().changes) < 32
     assert [info.name for info in client.list_runs()] == ["runs/a", "runs/b", "runs/c"]
-    with kedge.connect(client._transport._address) as another:
+    with kedge.connect(own_server.address) as another:
         another.get_run("a")
 
 

@@ -2,10 +2,7 @@
 
 import importlib.util
 import itertools
-import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -67,24 +64,3 @@ def batches() -> list[Any]:
     labels = torch.from_numpy(raw.target.astype("int64"))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     return [(images[rows], labels[rows]) for rows in order[: 40 * 44].reshape(40, 44)]
-
-
-@pytest.fixture
-def in_background() -> Iterator[Callable[..., Any]]:
-    """Starts a function in a thread and gives its future."""
-    with ThreadPoolExecutor(4) as pool:
-        yield pool.submit
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], Any]], None]:
-    """Waits until something holds, and fails if it does not within half a minute."""
-
-    def wait(holds: Callable[[], Any]) -> None:
-        give_up_at = time.monotonic() + 30
-        pause = threading.Event()
-        while not holds():
-            assert time.monotonic() < give_up_at, "it did not come to hold"
-            pause.wait(0.02)
-
-    return wait

@@ -8,6 +8,7 @@ import numpy as np
 from kedge import optim
 from kedge.optim.controls import Controls, StepValues
 from kedge_server.core import update
+from kedge_server.core.combine import MEAN, Combine
 from kedge_server.core.plan import BlockPlan, Plan
 
 Array = np.ndarray
@@ -42,10 +43,11 @@ def trajectory(
     weights: Array,
     rounds: Sequence[Sequence[Array]],
     *,
-    mean_weights: Sequence[float] = (1.0,),
+    factors: Sequence[float] = (1.0,),
     sizes: Sequence[int] | None = None,
     plan: Plan | None = None,
     groups: Sequence[optim.Group] = (),
+    combine: Combine = MEAN,
 ) -> Iterator[Weights]:
     """The weights after steps 1, 2, ...; each round is a sequence of flat gradients, one a contribution."""
     program = update.Program(plan or plan_of(optimizer, sizes or (weights.size,)))
@@ -53,7 +55,7 @@ def trajectory(
     blocks = program.init(np.asarray(weights, np.float32), controls.values())
     for step, gradients in enumerate(rounds, start=1):
         flat = [np.asarray(gradient, np.float32) for gradient in gradients]
-        blocks = program.apply(blocks, flat, mean_weights=mean_weights, step=step, values=controls.values())
+        blocks = program.apply(blocks, flat, factors=factors, step=step, values=controls.values(), combine=combine)
         controls = controls.after_step(None, 0)
         yield joined(blocks, program.plan)
 
@@ -75,7 +77,7 @@ def values_at(optimizer: optim.Optimizer, step: int) -> tuple[StepValues, ...]:
 
 def advance(optimizer: optim.Optimizer, blocks: update.Blocks, gradient: Array, step: int) -> update.Blocks:
     """The state after one contribution."""
-    return advance_round(optimizer, blocks, [gradient], step, mean_weights=[1.0])
+    return advance_round(optimizer, blocks, [gradient], step, factors=[1.0])
 
 
 def advance_round(
@@ -84,12 +86,12 @@ def advance_round(
     gradients: Sequence[Array],
     step: int,
     *,
-    mean_weights: Sequence[float],
+    factors: Sequence[float],
 ) -> update.Blocks:
     """The state after one round of these flat gradients."""
     program = update.Program(plan_of(optimizer, [block.weights.size for block in blocks]))
     flat = [np.asarray(gradient, np.float32) for gradient in gradients]
-    return program.apply(blocks, flat, mean_weights=mean_weights, step=step, values=values_at(optimizer, step))
+    return program.apply(blocks, flat, factors=factors, step=step, values=values_at(optimizer, step))
 
 
 def single(gradients: Sequence[Array]) -> list[tuple[Array]]:

@@ -68,7 +68,7 @@ def test_the_norm_is_that_of_the_mean_not_of_the_contributions() -> None:
     # Two opposite gradients of norm 50 whose mean, (0.6, 0.8), has norm 1.
     first, second = np.array([30.6, 40.8], np.float32), np.array([-29.4, -39.2], np.float32)
     optimizer = optim.SGD(lr=1.0, grad_clip_norm=0.5)
-    (weights,) = harness.trajectory(optimizer, np.zeros(2, np.float32), [(first, second)], mean_weights=[0.5, 0.5])
+    (weights,) = harness.trajectory(optimizer, np.zeros(2, np.float32), [(first, second)], factors=[0.5, 0.5])
     np.testing.assert_allclose(weights.fast, [-0.3, -0.4], rtol=1e-5)
 
 
@@ -97,5 +97,5 @@ def test_the_callers_gradients_are_only_read() -> None:
     before = gradient.copy()
     optimizer = optim.AdaBelief(grad_clip_norm=0.5, grad_clip_value=0.1, weight_decay=0.1)
     blocks = harness.state_of(optimizer, np.ones(64, np.float32))
-    harness.advance_round(optimizer, blocks, [gradient, gradient], 1, mean_weights=[0.5, 0.5])
+    harness.advance_round(optimizer, blocks, [gradient, gradient], 1, factors=[0.5, 0.5])
     assert harness.same_bits(gradient, before)

@@ -178,13 +178,13 @@ class TestNoisyQuadratic:
     def test_averaged_workers_divide_the_variance(self, example_counts: tuple[int, ...]) -> None:
         # A worker with n examples has noise of variance sigma^2 / n; weighted by n, all together sigma^2 / sum(n).
         rng = np.random.default_rng(7)
-        shares = rounds.mean_weights(example_counts, [0] * len(example_counts), Synchronous(quorum=1))
+        shares = rounds.factors(example_counts, [0] * len(example_counts), Synchronous(quorum=1))
         optimizer = optim.SGD(lr=0.5)
         blocks = harness.state_of(optimizer, np.zeros(CHAINS))
         for step in range(1, 21):
             x = np.asarray(blocks[0].weights)
             gradients = [x - normal(1 / np.sqrt(n))(rng) for n in example_counts]
-            blocks = harness.advance_round(optimizer, blocks, gradients, step, mean_weights=shares)
+            blocks = harness.advance_round(optimizer, blocks, gradients, step, factors=shares)
         want = sgd_variance(1, 1, 0.5) / sum(example_counts)
         assert float(harness.joined(blocks).fast.var()) == pytest.approx(want, rel=STANDARD_ERRORS)
 

@@ -275,4 +275,4 @@ def test_no_state_shares_memory_with_the_weights_or_with_itself(name: str) -> No
     for step in (1, 2):
         pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(blocks) if leaf.size]
         assert len(set(pointers)) == len(pointers)
-        blocks = program.apply(blocks, [gradients()[0]], mean_weights=[1.0], step=step, values=values)
+        blocks = program.apply(blocks, [gradients()[0]], factors=[1.0], step=step, values=values)

@@ -122,7 +122,7 @@ def test_a_change_does_not_compile_the_rule_anew(
     def advance(step: int) -> update.Blocks:
         parts = [gradients()[step]] * contribution_count
         shares = [1 / contribution_count] * contribution_count
-        return program.apply(blocks, parts, mean_weights=shares, step=step, values=controls.values())
+        return program.apply(blocks, parts, factors=shares, step=step, values=controls.values())
 
     changes = [
         Change(lr=0.5),

@@ -87,7 +87,7 @@ def test_every_step_agrees_with_optax(case: cases.Case) -> None:
     start = cases.make_weights(seed=12)
     means = [oracle.weighted_mean(contributions, cases.EXAMPLE_COUNTS).astype(np.float32) for contributions in rounds]
     want = optax_trajectory(case.recipe, start, means)
-    got = list(harness.trajectory(case.optimizer, start, rounds, mean_weights=SHARES, sizes=(17, 1, 23)))
+    got = list(harness.trajectory(case.optimizer, start, rounds, factors=SHARES, sizes=(17, 1, 23)))
     scale = max(np.abs(weights.fast).max() for weights in want)
     assert len(got) == len(want) == cases.STEP_COUNT
     for ours, theirs in zip(got, want, strict=True):

@@ -28,13 +28,13 @@ by_name = pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.nam
 @cache
 def _found(case_index: int, sizes: tuple[int, ...]) -> list[harness.Weights]:
     no_staleness = [0] * len(cases.EXAMPLE_COUNTS)
-    shares = rounds.mean_weights(cases.EXAMPLE_COUNTS, no_staleness, Synchronous(quorum=3))
+    shares = rounds.factors(cases.EXAMPLE_COUNTS, no_staleness, Synchronous(quorum=3))
     return list(
         harness.trajectory(
             cases.CASES[case_index].optimizer,
             cases.make_weights(),
             cases.make_rounds(),
-            mean_weights=shares,
+            factors=shares,
             sizes=sizes,
         )
     )

@@ -1,40 +1,78 @@
-"""How contributions become steps, as plain values: the aggregation policies of a run."""
+"""How contributions become steps, and which are taken, as plain values: the aggregation and admission of a run."""
 
+import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["Asynchronous", "Policy", "Synchronous"]
+__all__ = [
+    "OUTLIER_WARM_UP",
+    "OUTLIER_WINDOW",
+    "Admission",
+    "Asynchronous",
+    "BoundedStaleness",
+    "Buffered",
+    "Combine",
+    "Policy",
+    "Scaling",
+    "Synchronous",
+    "fewest_contributions",
+]
 
+Combine = Literal["mean", "trimmed_mean", "median"]
+"""How a round's contributions become one gradient, element by element."""
+
+Scaling = Literal["none", "inverse"]
+"""How staleness scales a contribution: not at all, or by 1 / (1 + staleness)."""
+
+OUTLIER_WINDOW = 64
+"""The median that outliers are judged by is of so many norms: those of the contributions taken last."""
+
+OUTLIER_WARM_UP = 8
+"""Before so many norms are known nothing is called an outlier."""
 
 _MAX_SECONDS = 315_576_000_000.0  # what a message can say
 
 
+def fewest_contributions(combine: Combine, trim_count: int) -> int:
+    """How many contributions a round needs, so that this combination of them is more than a mean."""
+    return {"mean": 1, "trimmed_mean": 2 * trim_count + 1, "median": 3}[combine]
+
+
 @dataclass(frozen=True)
 class Synchronous:
-    """A step is the mean, weighted by `example_count`, of the first `quorum` contributions, at most one a worker.
+    """A step is made of the first `quorum` contributions of its round, at most one a worker.
 
-    Once `quorum` workers have been alive at one time, a round also closes when every live worker has contributed: a
-    lost worker delays it by its lease at most.
+    Once `quorum` workers have been alive at one time, a round also ends when every live worker has contributed: a lost
+    worker delays it by its lease at most. What comes too late is rejected as STALE_GRADIENT.
 
     Attributes:
         quorum: the contributions that close a round, >= 1. More workers than that are backup workers.
-        timeout_seconds: a round that has a contribution closes after this time with those that it has; None: it waits.
+        timeout_seconds: a round that has a contribution ends after this time with those that it has; None: it waits.
+        combine: "mean" weighted by `example_count`; or, whatever the example counts, "trimmed_mean" or "median" of each
+            element, which bear bad contributions. A round that ends with too few for that is refused: its contributions
+            are rejected as COHORT_TOO_SMALL.
+        trim_count: with "trimmed_mean", how many of the least and of the greatest values are left out, >= 1. It bears
+            as many bad contributions, and needs 2 * trim_count + 1. A median needs 3, and bears fewer than half.
+        deterministic: the sum is in the order of the workers' names, so that its bits do not depend on who came first;
+            False: in the order of arrival.
     """
 
     quorum: int
     _: KW_ONLY
     timeout_seconds: float | None = None
+    combine: Combine = "mean"
+    trim_count: int = 1
+    deterministic: bool = True
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        if isinstance(self.quorum, bool) or not isinstance(self.quorum, int):
-            raise TypeError(f"quorum is {self.quorum!r}: it must be a whole number")
-        if not 1 <= self.quorum < 1 << 32:
-            raise ValueError(f"quorum is {self.quorum!r}: it must be at least 1")
+        _check_count("quorum", self.quorum)
         if self.timeout_seconds is not None and not (0 < self.timeout_seconds <= _MAX_SECONDS):
             raise ValueError(
                 f"timeout_seconds is {self.timeout_seconds!r}: it must be None, or above 0 and at most 10,000 years"
             )
+        _check_combine(self.combine, self.trim_count, what="quorum", count=self.quorum)
+        _check_flag("deterministic", self.deterministic)
 
 
 @dataclass(frozen=True)
@@ -47,16 +85,141 @@ class Asynchronous:
     """
 
     max_staleness: int | None = None
-    scaling: Literal["none", "inverse"] = "none"
+    scaling: Scaling = "none"
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        if self.max_staleness is not None and not (isinstance(self.max_staleness, int) and self.max_staleness >= 0):
+        _check_staleness(self.max_staleness)
+        _check_scaling(self.scaling)
+
+
+@dataclass(frozen=True)
+class BoundedStaleness:
+    """A step is one contribution, and no worker gets far ahead of another (stale synchronous parallel, SSP).
+
+    A worker's clock counts its contributions. A worker whose clock is more than `bound` ahead of the slowest live
+    worker's waits at its next pull of fast weights; a contribution without that pull is rejected as AHEAD_OF_BOUND.
+    With bound 0 the workers go in lockstep: all pull the same weights, and the next ones when all have contributed.
+
+    Source: Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server", 2013.
+
+    Attributes:
+        bound: the greatest difference of two clocks at a pull, >= 0.
+    """
+
+    bound: int
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        if isinstance(self.bound, bool) or not isinstance(self.bound, int):
+            raise TypeError(f"bound is {self.bound!r}: it must be a whole number of contributions")
+        if not 0 <= self.bound < 1 << 32:
+            raise ValueError(f"bound is {self.bound!r}: it must be 0 to 2**32 - 1")
+
+
+@dataclass(frozen=True)
+class Buffered:
+    """A step is made of `size` contributions, whoever sent them; nobody waits for it.
+
+    A worker that pushes goes on at once with the weights that there are; its contribution is "deferred" until the
+    buffer is full.
+
+    Source: Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation" (FedBuff), arXiv:2106.06639.
+
+    Attributes:
+        size: the contributions that make a step, >= 1.
+        max_staleness: a staler contribution is rejected as STALE_GRADIENT; None: no bound.
+        scaling: "inverse": a contribution counts 1 / (1 + staleness); or "none".
+        combine: as for `Synchronous`; "trimmed_mean" and "median" are of the scaled contributions.
+        trim_count: as for `Synchronous`.
+        deterministic: as for `Synchronous`; those of one worker are in the order of their sequences.
+    """
+
+    size: int
+    _: KW_ONLY
+    max_staleness: int | None = None
+    scaling: Scaling = "inverse"
+    combine: Combine = "mean"
+    trim_count: int = 1
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        _check_count("size", self.size)
+        _check_staleness(self.max_staleness)
+        _check_scaling(self.scaling)
+        _check_combine(self.combine, self.trim_count, what="size", count=self.size)
+        _check_flag("deterministic", self.deterministic)
+
+
+Policy = Synchronous | Asynchronous | BoundedStaleness | Buffered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """Which gradients a run takes. Whatever is set here, one with a NaN or an infinity is never taken.
+
+    A rejected contribution changes no weight, no moment and no counter but that of the rejected ones.
+
+    Attributes:
+        max_norm: a gradient whose Euclidean norm is greater is rejected as NORM_ABOVE_LIMIT; None: no limit.
+        outlier_factor: one whose norm is more than so many times the median of the last 64 taken is rejected as
+            NORM_OUTLIER; > 1; None: none is. It needs 8 norms to judge by: a run's first gradients are held to
+            `max_norm` alone.
+        quarantine_after: a worker of which so many gradients in a row were rejected for their values is evicted; >= 1;
+            None: none is.
+        quarantine_seconds: for how long nobody may join under the name of a worker that was evicted so.
+    """
+
+    max_norm: float | None = None
+    outlier_factor: float | None = None
+    quarantine_after: int | None = None
+    quarantine_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        if self.max_norm is not None and not (0 < self.max_norm < math.inf):
+            raise ValueError(f"max_norm is {self.max_norm!r}: it must be None, or a finite number above 0")
+        if self.outlier_factor is not None and not (1 < self.outlier_factor < math.inf):
+            raise ValueError(f"outlier_factor is {self.outlier_factor!r}: it must be None, or a finite number above 1")
+        if self.quarantine_after is not None:
+            _check_count("quarantine_after", self.quarantine_after)
+        if not 0 < self.quarantine_seconds <= _MAX_SECONDS:
             raise ValueError(
-                f"max_staleness is {self.max_staleness!r}: it must be None or a whole number of steps >= 0"
+                f"quarantine_seconds is {self.quarantine_seconds!r}: it must be above 0 and at most 10,000 years"
             )
-        if self.scaling not in ("none", "inverse"):
-            raise ValueError(f"scaling is {self.scaling!r}: it must be 'none' or 'inverse'")
 
 
-Policy = Synchronous | Asynchronous
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}: it must be a whole number")
+    if not 1 <= value < 1 << 32:
+        raise ValueError(f"{name} is {value!r}: it must be 1 to 2**32 - 1")
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}: it must be True or False")
+
+
+def _check_staleness(value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ValueError(f"max_staleness is {value!r}: it must be None or a whole number of steps >= 0")
+
+
+def _check_scaling(value: object) -> None:
+    if value not in get_args(Scaling):
+        raise ValueError(f"scaling is {value!r}: it must be 'none' or 'inverse'")
+
+
+def _check_combine(combine: Combine, trim_count: int, *, what: str, count: int) -> None:
+    if combine not in get_args(Combine):
+        raise ValueError(f"combine is {combine!r}: it must be 'mean', 'trimmed_mean' or 'median'")
+    _check_count("trim_count", trim_count)
+    if combine != "trimmed_mean" and trim_count != 1:
+        raise ValueError(f"trim_count is {trim_count!r}: only combine='trimmed_mean' leaves values out")
+    fewest = fewest_contributions(combine, trim_count)
+    if count < fewest:
+        raise ValueError(f"{what} is {count!r}: combine={combine!r} needs at least {fewest} contributions in a round")

@@ -11,7 +11,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from kedge.wire.codec import MAX_MESSAGE_BYTES
 from kedge_server.config import ConfigError, ServerConfig
-from kedge_server.engine.registry import Limits, Registry
+from kedge_server.engine.limits import Limits
+from kedge_server.engine.registry import Registry
 from kedge_server.rpc import services
 from kedge_server.rpc.idle import IdleStreams
 
@@ -56,6 +57,8 @@ def limits(config: ServerConfig) -> Limits:
         upload_idle_seconds=config.limits.upload_idle_seconds,
         runs=config.limits.runs,
         workers_per_run=config.limits.workers_per_run,
+        contributions_per_run=config.limits.contributions_per_run,
+        events_per_run=config.limits.events_per_run,
         parameters_per_run=config.limits.parameters_per_run,
         lease_seconds=config.leases.default_seconds,
         min_lease_seconds=config.leases.min_seconds,

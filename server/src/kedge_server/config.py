@@ -73,6 +73,10 @@ class LimitsSection(_Section):
     """Runs held at once."""
     workers_per_run: int = Field(default=1024, ge=1)
     """Leases held at once in a run."""
+    contributions_per_run: int = Field(default=4096, ge=1)
+    """Contributions of a run that are taken and not applied yet, in its open round and its queue."""
+    events_per_run: int = Field(default=4096, ge=1)
+    """Events of a run that are kept for those who watch it."""
     parameters_per_run: int = Field(default=2_000_000_000, ge=1)
     """Parameters of a run."""
 

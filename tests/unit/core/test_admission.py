@@ -1,13 +1,15 @@
 """What is refused before anything changes: errors of the protocol, and rejections that are answers."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.policies import Asynchronous, Policy, Synchronous
+from kedge.policies import Admission, Asynchronous, BoundedStaleness, Policy, Synchronous
 from kedge.wire.errors import CATALOGUE, KedgeError
-from kedge_server.core.admission import Inspection, Standing, check_header, judge
+from kedge_server.core.admission import Inspection, NormHistory, Rules, Standing, check_header, judge
 from kedge_server.core.values import ContributionHeader
 
 DIGEST = b"\x01\x02"
@@ -64,10 +66,17 @@ def inspected(bad: int | None, *, piece: int = 50) -> Inspection:
     return inspection
 
 
+def rules(policy: Policy, admission: Admission | None = None, norms: Sequence[float] = ()) -> Rules:
+    history = NormHistory()
+    for norm in norms:
+        history.add(norm)
+    return Rules(policy, admission or Admission(), history)
+
+
 def judged(base_step: int, policy: Policy, *, has_contributed: bool = False, bad: int | None = None) -> str | None:
     """The reason of the rejection by a run at step 7, None where the contribution is taken."""
     standing = Standing(step=7, has_contributed=has_contributed)
-    rejection = judge(header(base_step=base_step), standing=standing, policy=policy, inspection=inspected(bad))
+    rejection = judge(header(base_step=base_step), inspected(bad), standing=standing, rules=rules(policy))
     return rejection.reason if rejection else None
 
 
@@ -104,7 +113,7 @@ def test_what_is_stale_is_called_stale_even_after_a_contribution() -> None:
 @pytest.mark.parametrize("element", [0, 123])
 def test_a_non_finite_element_is_rejected_first_of_all_and_named(policy: Policy, element: int) -> None:
     standing = Standing(step=7, has_contributed=True)
-    rejection = judge(header(base_step=0), standing=standing, policy=policy, inspection=inspected(element))
+    rejection = judge(header(base_step=0), inspected(element), standing=standing, rules=rules(policy))
     assert rejection is not None
     assert rejection.reason == "NON_FINITE_GRADIENT"
     assert f"element {element} " in rejection.message
@@ -141,9 +150,8 @@ def test_sum_of_squares_does_not_depend_on_the_pieces(values: list[float], piece
 
 def test_a_stale_gradients_message_says_how_old_and_what_the_limit_is() -> None:
     standing = Standing(step=9, has_contributed=False)
-    rejection = judge(
-        header(base_step=0), standing=standing, policy=Asynchronous(max_staleness=4), inspection=Inspection()
-    )
+    policy = Asynchronous(max_staleness=4)
+    rejection = judge(header(base_step=0), Inspection(), standing=standing, rules=rules(policy))
     assert rejection is not None
     assert rejection.message == "gradient is 9 steps old, the limit is 4: pull and recompute"
 
@@ -151,14 +159,67 @@ def test_a_stale_gradients_message_says_how_old_and_what_the_limit_is() -> None:
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100) | st.none())
 def test_an_asynchronous_contribution_is_taken_exactly_within_the_bound(step: int, lag: int, bound: int | None) -> None:
     standing = Standing(step=step + lag, has_contributed=False)
-    rejection = judge(
-        header(base_step=step), standing=standing, policy=Asynchronous(max_staleness=bound), inspection=Inspection()
-    )
+    policy = Asynchronous(max_staleness=bound)
+    rejection = judge(header(base_step=step), Inspection(), standing=standing, rules=rules(policy))
     assert (rejection is None) == (bound is None or lag <= bound)
 
 
+def judged_by_norm(norm: float, admission: Admission, norms: Sequence[float] = ()) -> str | None:
+    inspection = Inspection()
+    inspection.add(np.array([norm], np.float32))
+    standing = Standing(step=0, has_contributed=False)
+    rejection = judge(header(base_step=0), inspection, standing=standing, rules=rules(QUORUM, admission, norms))
+    return rejection.reason if rejection else None
+
+
+@pytest.mark.parametrize(("norm", "want"), [(2.0, None), (2.0001, "NORM_ABOVE_LIMIT")])
+def test_a_norm_is_held_to_the_absolute_limit(norm: float, want: str | None) -> None:
+    assert judged_by_norm(norm, Admission(max_norm=2)) == want
+
+
 @pytest.mark.parametrize(
-    "reason", ["STALE_GRADIENT", "ALREADY_CONTRIBUTED", "NON_FINITE_GRADIENT", "GRADIENT_TOO_LARGE"]
+    ("norm", "norms", "want"),
+    [
+        # The median of 1..9 is 5, and of 1..8 it is 4.5.
+        (15.0, range(1, 10), None),
+        (15.1, range(1, 10), "NORM_OUTLIER"),
+        (13.5, range(1, 9), None),
+        (13.6, range(1, 9), "NORM_OUTLIER"),
+        # Too few to judge by.
+        (1e6, range(1, 8), None),
+        # Of the last 64 alone: these have the median 100.
+        (299.0, [1.0] * 100 + [100.0] * 64, None),
+        # Beside zeros nothing stands out.
+        (1e6, [0.0] * 20, None),
+        # A few huge ones move a median but little.
+        (31.0, [10.0] * 33 + [1e9] * 31, "NORM_OUTLIER"),
+    ],
+)
+def test_an_outlier_is_far_above_the_median_of_the_last_norms(
+    norm: float, norms: Sequence[float], want: str | None
+) -> None:
+    assert judged_by_norm(norm, Admission(outlier_factor=3), norms) == want
+
+
+@pytest.mark.parametrize(("clock", "want"), [(0, None), (3, None), (4, "AHEAD_OF_BOUND")])
+def test_a_worker_beyond_the_bound_has_to_pull_first(clock: int, want: str | None) -> None:
+    standing = Standing(step=9, has_contributed=True, clock=clock, slowest_clock=1, bound=2)
+    rejection = judge(header(base_step=0), Inspection(), standing=standing, rules=rules(BoundedStaleness(2)))
+    assert (rejection.reason if rejection else None) == want
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "STALE_GRADIENT",
+        "ALREADY_CONTRIBUTED",
+        "AHEAD_OF_BOUND",
+        "COHORT_TOO_SMALL",
+        "NON_FINITE_GRADIENT",
+        "GRADIENT_TOO_LARGE",
+        "NORM_ABOVE_LIMIT",
+        "NORM_OUTLIER",
+    ],
 )
 def test_every_reason_of_a_rejection_stands_in_the_catalogue(reason: str) -> None:
     assert reason in CATALOGUE

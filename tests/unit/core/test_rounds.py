@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kedge.policies import Asynchronous, Policy, Synchronous
-from kedge_server.core.rounds import Decision, RoundFacts, decide, is_formed, mean_loss, mean_weights, waiting_for
+from kedge_server.core.rounds import Decision, RoundFacts, decide, factors, is_formed, mean_loss, waiting_for
 
 FOUR = Synchronous(quorum=4)
 FOUR_IN_TEN_SECONDS = Synchronous(quorum=4, timeout_seconds=10)
@@ -173,7 +173,7 @@ def test_a_run_says_which_workers_it_waits_for(open_round: RoundFacts, policy: P
 def test_contributions_weigh_by_examples_and_where_asked_by_staleness(
     example_counts: list[int], staleness: list[int], policy: Policy, want: list[float]
 ) -> None:
-    assert mean_weights(example_counts, staleness, policy) == want
+    assert factors(example_counts, staleness, policy) == want
 
 
 counts = st.lists(st.integers(1, 2**62), min_size=1, max_size=64)
@@ -181,7 +181,7 @@ counts = st.lists(st.integers(1, 2**62), min_size=1, max_size=64)
 
 @given(counts, st.sampled_from([FOUR, Asynchronous()]))
 def test_without_scaling_the_weights_are_the_shares_and_sum_to_one(example_counts: list[int], policy: Policy) -> None:
-    weights = mean_weights(example_counts, [1] * len(example_counts), policy)
+    weights = factors(example_counts, [1] * len(example_counts), policy)
     total = sum(example_counts)
     for weight, count in zip(weights, example_counts, strict=True):
         assert weight == pytest.approx(float(Fraction(count, total)), rel=2**-52)
@@ -191,15 +191,15 @@ def test_without_scaling_the_weights_are_the_shares_and_sum_to_one(example_count
 @given(st.lists(st.tuples(st.integers(1, 2**31), st.integers(0, 1000)), min_size=1, max_size=32))
 def test_inverse_scaling_only_takes_away(contributions: list[tuple[int, int]]) -> None:
     example_counts, staleness = (list(column) for column in zip(*contributions, strict=True))
-    plain = mean_weights(example_counts, staleness, Asynchronous())
-    scaled = mean_weights(example_counts, staleness, Asynchronous(scaling="inverse"))
+    plain = factors(example_counts, staleness, Asynchronous())
+    scaled = factors(example_counts, staleness, Asynchronous(scaling="inverse"))
     for whole, part, steps in zip(plain, scaled, staleness, strict=True):
         assert part * (1 + steps) == pytest.approx(whole, rel=1e-12)
 
 
 def test_a_staleness_for_each_contribution_is_demanded() -> None:
     with pytest.raises(ValueError, match="zip"):
-        mean_weights([1, 1], [0], Asynchronous(scaling="inverse"))
+        factors([1, 1], [0], Asynchronous(scaling="inverse"))
 
 
 @pytest.mark.parametrize(

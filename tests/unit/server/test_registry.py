@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from kedge import optim
-from kedge.policies import Synchronous
+from kedge.policies import Admission, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
 from kedge_server.core.plan import Plan, plan
-from kedge_server.engine.registry import Limits, NewRun, Registry
+from kedge_server.engine.limits import Limits
+from kedge_server.engine.registry import NewRun, Registry
 from kedge_server.engine.run import RunEngine
 
 LIMITS = Limits(
+    contributions_per_run=4096,
+    events_per_run=4096,
     staging_bytes=1 << 20,
     runs=2,
     workers_per_run=4,
@@ -34,6 +37,7 @@ def new(name: str, *, request_id: str = "", count: int = 3) -> NewRun:
         manifest=manifest,
         optimizer=optim.SGD(),
         policy=Synchronous(1),
+        admission=Admission(),
         groups=(),
         request_id=request_id,
     )

@@ -1,133 +1,15 @@
 """The engine of a run against a clock that stands still until told, and a writer that only adds."""
 
 import asyncio
-import heapq
-import itertools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from engine_bench import Bench
 
-from kedge import optim
-from kedge.optim.controls import StepValues
-from kedge.policies import Asynchronous, Policy, Synchronous
+from kedge.policies import Asynchronous, Synchronous
 from kedge.wire.errors import KedgeError
-from kedge.wire.manifest import Manifest
-from kedge_server.core.admission import Inspection
-from kedge_server.core.values import ContributionHeader, PushResult
-from kedge_server.engine.contributions import Contribution
-from kedge_server.engine.run import RunConfig, RunEngine
 from kedge_server.engine.snapshots import Snapshot
-from kedge_server.engine.staging import StagingPool
-
-MANIFEST = Manifest.from_specs([("w", (2,), "float32")])
-
-
-class ManualClock:
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._ids = itertools.count()
-        self._cancelled: set[int] = set()
-
-    def now(self) -> float:
-        return self.seconds
-
-    def call_at(self, at_seconds: float, callback: Callable[[], None]) -> Callable[[], None]:
-        number = next(self._ids)
-        heapq.heappush(self._timers, (at_seconds, number, callback))
-        return lambda: self._cancelled.add(number)
-
-    @property
-    def live_timer_count(self) -> int:
-        return sum(number not in self._cancelled for _, number, _ in self._timers)
-
-    def advance_to(self, seconds: float) -> None:
-        while self._timers and self._timers[0][0] <= seconds:
-            at, number, callback = heapq.heappop(self._timers)
-            self.seconds = at
-            if number not in self._cancelled:
-                callback()
-        self.seconds = seconds
-
-
-class AddingWriter:
-    """weights -= mean of the gradients; can be told to fail."""
-
-    def __init__(self) -> None:
-        self.weights = np.zeros(2)
-        self.step = 0
-        self.error: Exception | None = None
-        self.values: list[Sequence[StepValues]] = []
-        self.dtype: type[np.floating[Any]] = np.float64
-
-    def apply(
-        self, gradients: Sequence[np.ndarray], mean_weights: Sequence[float], values: Sequence[StepValues]
-    ) -> Snapshot:
-        self.values.append(values)
-        if self.error is not None:
-            raise self.error
-        self.step += 1
-        for weight, gradient in zip(mean_weights, gradients, strict=True):
-            self.weights = (self.weights - self.dtype(weight) * gradient.astype(self.dtype)).astype(self.dtype)
-        return Snapshot(self.step, 0, (self.weights.astype(np.float32),), None)
-
-
-class InlineDevice:
-    async def run(self, function: Callable[..., object], *arguments: object) -> object:
-        await asyncio.sleep(0)
-        return function(*arguments)
-
-
-class Bench:
-    """A run with everything around it in a test's hands."""
-
-    def __init__(self, policy: Policy, *, worker_limit: int = 8) -> None:
-        self.clock = ManualClock()
-        self.writer = AddingWriter()
-        self.pool = StagingPool(1 << 20)
-        config = RunConfig(
-            name="runs/r",
-            manifest=MANIFEST,
-            optimizer=optim.SGD(lr=1.0),
-            policy=policy,
-            created_at_seconds=0.0,
-            request_id="",
-        )
-        self.run = RunEngine(
-            config,
-            self.writer,
-            Snapshot(0, 0, (np.zeros(2, np.float32),), None),
-            device=InlineDevice(),
-            clock=self.clock,
-            worker_limit=worker_limit,
-            first_epoch=1,
-        )
-        self._epochs = itertools.count(1)
-
-    def join(self, worker_id: str, lease_seconds: float = 10.0) -> int:
-        return self.run.join(worker_id, epoch=next(self._epochs), duration_seconds=lease_seconds).epoch
-
-    def submit(
-        self, worker_id: str, epoch: int, sequence: int, value: float = 1.0, *, base_step: int = 0, examples: int = 1
-    ) -> Contribution:
-        header = self.header(worker_id, epoch, sequence, base_step=base_step, example_count=examples, loss=value)
-        buffer = self.pool.acquire(2)
-        buffer.array[:] = value
-        return self.run.submit(header, buffer, Inspection())
-
-    def header(self, worker_id: str, epoch: int, sequence: int, **fields: Any) -> ContributionHeader:
-        defaults = {"base_step": 0, "manifest_digest": MANIFEST.digest, "example_count": 1, "loss": None}
-        return ContributionHeader(worker_id=worker_id, epoch=epoch, sequence=sequence, **(defaults | fields))
-
-    async def result(self, contribution: Contribution) -> PushResult:
-        return await self.run.result(contribution, None)
-
-    @property
-    def staging_in_use(self) -> int:
-        free = sum(len(arrays) for arrays in self.pool._free.values())
-        return self.pool._held_bytes // 8 - free
 
 
 async def test_quorum_closes_a_round_with_the_mean_weighted_by_examples() -> None:
@@ -150,7 +32,7 @@ async def test_lost_worker_delays_a_round_by_its_lease_and_no_more() -> None:
     bench.join("b", lease_seconds=5)
     contribution = bench.submit("a", a, 1)
     bench.clock.advance_to(8.999)
-    assert not contribution.round.closed.is_set()
+    assert not contribution.closed.is_set()
     bench.clock.advance_to(9)
     assert (await bench.result(contribution)).reason == "ALL_LIVE_CONTRIBUTED"
 
@@ -162,7 +44,7 @@ async def test_heartbeat_keeps_a_round_waiting() -> None:
     for moment in (4, 8, 12):
         bench.clock.advance_to(moment)
         bench.run.heartbeat("b", b)
-    assert not contribution.round.closed.is_set()
+    assert not contribution.closed.is_set()
 
 
 async def test_contribution_and_upload_renew_the_lease() -> None:
@@ -200,7 +82,7 @@ async def test_first_worker_alone_waits_for_the_quorum_to_gather() -> None:
     a = bench.join("a", lease_seconds=1000)
     contribution = bench.submit("a", a, 1)
     bench.clock.advance_to(500)
-    assert not contribution.round.closed.is_set()
+    assert not contribution.closed.is_set()
     assert bench.run.state().waiting_for == "2 more workers to join: the quorum is 3, 1 live"
     assert (await bench.run.result(contribution, 0)).outcome == "deferred"
 
@@ -211,7 +93,7 @@ async def test_timeout_closes_a_round_that_has_a_contribution() -> None:
     bench.clock.advance_to(50)
     contribution = bench.submit("a", a, 1)
     bench.clock.advance_to(52.9)
-    assert not contribution.round.closed.is_set()
+    assert not contribution.closed.is_set()
     bench.clock.advance_to(53)
     assert (await bench.result(contribution)).reason == "TIMEOUT"
 
@@ -274,7 +156,7 @@ async def test_round_waits_for_the_living_when_only_the_dead_have_contributed() 
     bench.clock.advance_to(0.5)
     second = bench.submit("b", b, 1)
     bench.clock.advance_to(10)  # a is gone; two contributions, two live workers, but c has yet to contribute
-    assert not first.round.closed.is_set()
+    assert not first.closed.is_set()
     third = bench.submit("c", c, 1)
     results = [await bench.result(contribution) for contribution in (first, second, third)]
     assert {(result.reason, result.step) for result in results} == {("QUORUM_REACHED", 1)}
@@ -314,7 +196,7 @@ async def test_ending_a_run_fails_whatever_waits_in_it() -> None:
     bench = Bench(Synchronous(2))
     a, _ = bench.join("a"), bench.join("b")
     contribution = bench.submit("a", a, 1)
-    waiting = asyncio.create_task(bench.run.wait_for_step(1, None))
+    waiting = asyncio.create_task(bench.run.snapshot_for(None, min_step=1, wait_seconds=None))
     await asyncio.sleep(0)
     bench.run.end(KedgeError("RUN_NOT_FOUND", "deleted", run="runs/r"))
     for pending in (bench.result(contribution), waiting):
@@ -350,7 +232,7 @@ async def test_more_workers_than_allowed_are_refused_and_a_known_one_may_rejoin(
 async def test_waiting_for_a_step_that_does_not_come_ends_in_time() -> None:
     bench = Bench(Asynchronous())
     with pytest.raises(KedgeError) as caught:
-        await bench.run.wait_for_step(1, 0)
+        await bench.run.snapshot_for(None, min_step=1, wait_seconds=0)
     assert caught.value.reason == "STEP_NOT_REACHED"
 
 
@@ -387,7 +269,7 @@ async def test_sum_does_not_depend_on_who_came_first() -> None:
 async def test_waiting_for_a_far_step_ends_in_time_though_other_steps_come() -> None:
     bench = Bench(Asynchronous())
     a = bench.join("a", lease_seconds=1000)
-    waiting = asyncio.create_task(bench.run.wait_for_step(100, 0.2))
+    waiting = asyncio.create_task(bench.run.snapshot_for(None, min_step=100, wait_seconds=0.2))
     sequence = 0
     while not waiting.done():  # steps go on for as long as it waits; the clock of the wait is the engine's
         bench.clock.advance_to(bench.clock.now() + 0.01)
@@ -412,16 +294,8 @@ async def test_ending_fails_what_waits_and_applies_what_is_closed() -> None:
     with pytest.raises(KedgeError) as caught:
         bench.submit("b", b, 2, base_step=1)
     assert caught.value.reason == "SERVER_DRAINING"
-    assert (await bench.run.wait_for_step(1, 0)).step == 1  # its weights can still be read
+    assert (await bench.run.snapshot_for(None, min_step=1, wait_seconds=0)).step == 1  # its weights can still be read
     assert bench.staging_in_use == 0
-
-
-async def test_decided_contributions_do_not_keep_their_rounds() -> None:
-    bench = Bench(Asynchronous())
-    a = bench.join("a")
-    contribution = bench.submit("a", a, 1)
-    await bench.result(contribution)
-    assert contribution.round is None
 
 
 async def test_cohort_that_left_must_gather_again() -> None:
@@ -431,4 +305,4 @@ async def test_cohort_that_left_must_gather_again() -> None:
     bench.run.leave("b", b)
     again = bench.join("a")
     contribution = bench.submit("a", again, 1)
-    assert not contribution.round.closed.is_set()
+    assert not contribution.closed.is_set()

@@ -4,10 +4,12 @@
 and nothing else; none of them retries.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from kedge.optim.controls import Change
 from kedge.transport.values import (
+    Event,
     Lease,
     NewRun,
     PullRequest,
@@ -16,6 +18,8 @@ from kedge.transport.values import (
     RoundStatus,
     RunInfo,
     RunStatus,
+    RunUpdate,
+    WatchStart,
     WeightsKind,
     WeightsOfStep,
     WorkerStatus,
@@ -23,6 +27,7 @@ from kedge.transport.values import (
 from kedge.wire.manifest import Manifest
 
 __all__ = [
+    "Event",
     "Exchange",
     "Lease",
     "NewRun",
@@ -32,7 +37,10 @@ __all__ = [
     "RoundStatus",
     "RunInfo",
     "RunStatus",
+    "RunUpdate",
     "Transport",
+    "Watch",
+    "WatchStart",
     "WeightsKind",
     "WeightsOfStep",
     "WorkerStatus",
@@ -48,6 +56,26 @@ class Exchange(Protocol):
 
     def pull(self, worker: str, request: PullRequest) -> WeightsOfStep:
         """Fetches weights of the worker's run; blocks until they are here."""
+        ...
+
+    def close(self) -> None:
+        """Ends it; may be called twice."""
+        ...
+
+
+class Watch(Protocol):
+    """The events of a run as they come; an iterator. `close` may be called from any thread, and ends it."""
+
+    def __iter__(self) -> Iterator[Event]:
+        """Itself."""
+        ...
+
+    def __next__(self) -> Event:
+        """The next event; blocks until there is one.
+
+        Raises:
+            KedgeError: CANCELLED after `close`, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
         ...
 
     def close(self) -> None:
@@ -84,6 +112,18 @@ class Transport(Protocol):
 
     def set_hyperparameters(self, run: str, group: str, change: Change, *, request_id: str) -> int:
         """Changes a live run, or one of its groups; the answer is the next step, which is made with it."""
+        ...
+
+    def update_run(self, run: str, update: RunUpdate, *, request_id: str) -> int:
+        """Changes the aggregation or the admission of a live run; the answer is the next step to be made."""
+        ...
+
+    def evict(self, worker: str, cause: str, block_seconds: float | None) -> None:
+        """Ends a worker's lease from outside; nobody may join under its name for so long."""
+        ...
+
+    def watch(self, run: str, start: WatchStart) -> Watch:
+        """Tells what happens to a run. Returns when the watch has begun: nothing that happens later is missed."""
         ...
 
     def tick_schedule(self, run: str, group: str, *, to: int | None, request_id: str) -> int:

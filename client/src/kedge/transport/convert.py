@@ -1,10 +1,13 @@
 """Between the transport's values and protobuf messages."""
 
+from collections.abc import Iterable
 from datetime import UTC
-from typing import Any
+from typing import Any, get_args
 
 from kedge.transport.status import internal_error
 from kedge.transport.values import (
+    Event,
+    EventKind,
     Lease,
     NewRun,
     Outcome,
@@ -14,12 +17,15 @@ from kedge.transport.values import (
     RoundStatus,
     RunInfo,
     RunStatus,
+    RunUpdate,
+    WatchStart,
     WorkerStatus,
 )
 from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
 from kedge.wire import convert
 from kedge.wire.groups import change_from_wire, group_to_wire, groups_from_wire
 from kedge.wire.manifest import Manifest
+from kedge.wire.policies import admission_from_wire, admission_to_wire, policy_from_wire, policy_to_wire
 
 _OUTCOMES: dict[int, Outcome] = {
     optimizer_service_pb2.PUSH_OUTCOME_APPLIED: "applied",
@@ -34,17 +40,23 @@ _WEIGHTS = {
 }
 
 
+_EVENT_KINDS: dict[int, EventKind] = {
+    run_pb2.EventKind.Value(f"EVENT_KIND_{kind.upper()}"): kind for kind in get_args(EventKind)
+}
+
+
 def create_header(run: NewRun, dtype: str) -> run_service_pb2.CreateRunHeader:
     """The first message of a creation."""
     return run_service_pb2.CreateRunHeader(
         run_id=run.run_id,
         manifest=convert.manifest_to_wire(run.manifest),
         optimizer=convert.optimizer_to_wire(run.optimizer),
-        aggregation=convert.policy_to_wire(run.aggregation),
+        aggregation=policy_to_wire(run.aggregation),
         request_id=run.request_id,
         dtype=convert.dtype_to_wire(dtype),
         size_bytes=run.manifest.size_bytes(dtype),
         groups=[group_to_wire(group) for group in run.groups],
+        admission=admission_to_wire(run.admission),
     )
 
 
@@ -72,7 +84,28 @@ def pull_spec(request: PullRequest) -> optimizer_service_pb2.PullSpec:
         dtype=convert.dtype_to_wire(request.dtype),
         min_step=request.min_step,
         wait=convert.duration_to_wire(request.wait_seconds),
+        if_newer_than=request.if_newer_than,
     )
+
+
+def update_request(run: str, update: RunUpdate, request_id: str) -> run_service_pb2.UpdateRunRequest:
+    """What changes of a live run."""
+    return run_service_pb2.UpdateRunRequest(
+        name=run,
+        request_id=request_id,
+        aggregation=None if update.aggregation is None else policy_to_wire(update.aggregation),
+        admission=None if update.admission is None else admission_to_wire(update.admission),
+    )
+
+
+def watch_request(run: str, start: WatchStart) -> run_service_pb2.WatchRunRequest:
+    """Where to begin watching."""
+    return run_service_pb2.WatchRunRequest(name=run, from_step=start.from_step, after_number=start.after_number)
+
+
+def events(messages: Iterable[run_pb2.Event]) -> list[Event]:
+    """Events, without those of a kind that only a newer server knows."""
+    return [_event(message, _EVENT_KINDS[message.kind]) for message in messages if message.kind in _EVENT_KINDS]
 
 
 def push_result(message: optimizer_service_pb2.PushResult, push: Push) -> PushResult:
@@ -101,7 +134,8 @@ def run_info(message: run_pb2.Run) -> RunInfo:
         create_time=message.create_time.ToDatetime(tzinfo=UTC),
         parameter_count=message.parameter_count,
         optimizer=convert.optimizer_from_wire(message.optimizer),
-        aggregation=convert.policy_from_wire(message.aggregation),
+        aggregation=policy_from_wire(message.aggregation),
+        admission=admission_from_wire(message.admission),
         groups=groups_from_wire(message.groups),
         changes=tuple(change_from_wire(change) for change in message.changes),
         status=_run_status(message.state),
@@ -134,6 +168,24 @@ def _worker_status(worker: run_pb2.Worker) -> WorkerStatus:
         rejected_count=worker.rejected_count,
         last_staleness=worker.last_staleness,
         last_loss=_optional(worker, "last_loss"),
+        clock=worker.clock,
+    )
+
+
+def _event(message: run_pb2.Event, kind: EventKind) -> Event:
+    return Event(
+        number=message.number,
+        time=message.time.ToDatetime(tzinfo=UTC),
+        kind=kind,
+        step=message.step,
+        worker=message.worker,
+        epoch=message.epoch,
+        reason=message.reason,
+        message=message.message,
+        contribution_count=message.contribution_count,
+        loss=_optional(message, "loss"),
+        aggregation=policy_from_wire(message.aggregation) if message.HasField("aggregation") else None,
+        skipped_counts={name.lower(): count for name, count in message.skipped_counts.items()},
     )
 
 

@@ -1,7 +1,7 @@
 """The plain values that pass between the SDK and a transport. No protobuf, no gRPC."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from kedge.optim import Group, Optimizer
 from kedge.optim.controls import RecordedChange
-from kedge.policies import Policy
+from kedge.policies import Admission, Policy
 from kedge.wire.manifest import Manifest
 
 WeightsKind = Literal["fast", "slow", "fast_and_slow"]
@@ -44,6 +44,7 @@ class WorkerStatus:
         rejected_count: contributions rejected in this epoch.
         last_staleness: the staleness of its last contribution, in steps.
         last_loss: the loss that came with its last contribution, if one did.
+        clock: under `BoundedStaleness`, its contributions since it joined, counted from the slowest worker's then.
     """
 
     name: str
@@ -54,6 +55,7 @@ class WorkerStatus:
     rejected_count: int
     last_staleness: int
     last_loss: float | None
+    clock: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class RunInfo:
         parameter_count: the number of elements of all its tensors.
         optimizer: as it was created.
         aggregation: how contributions become steps.
+        admission: which gradients it takes.
         groups: its parameter groups, as it was created.
         changes: the changes of hyperparameters that were made by hand, oldest first; of many the last 32.
         status: where it stands.
@@ -104,6 +107,7 @@ class RunInfo:
     parameter_count: int
     optimizer: Optimizer
     aggregation: Policy
+    admission: Admission
     groups: tuple[Group, ...]
     changes: tuple[RecordedChange, ...]
     status: RunStatus
@@ -137,6 +141,7 @@ class NewRun(NamedTuple):
     groups: tuple[Group, ...]
     request_id: str
     """The same in every attempt at one creation."""
+    admission: Admission = Admission()
 
 
 class Lease(NamedTuple):
@@ -157,15 +162,18 @@ class PullRequest(NamedTuple):
     """The dtype on the wire, a key of `DTYPES`."""
     min_step: int = 0
     wait_seconds: float = 0.0
-    """How long to wait for min_step."""
+    """How long to wait for min_step, and under `BoundedStaleness` for the slowest worker."""
+    if_newer_than: int | None = None
+    """Leave the weights out if they are of this step or an earlier one."""
 
 
 class WeightsOfStep(NamedTuple):
     """Weights of one step."""
 
     step: int
-    flat: np.ndarray
-    """float32, in manifest order, not shared with anyone; fast before slow where both were asked for."""
+    flat: np.ndarray | None
+    """float32, in manifest order, not shared with anyone; fast before slow where both were asked for. None where there
+    is nothing newer than asked for."""
 
 
 class Push(NamedTuple):
@@ -184,3 +192,67 @@ class Push(NamedTuple):
     """How long to wait for the round to close before the answer is "deferred"."""
     pull: PullRequest | None
     """The weights wanted after the result."""
+
+
+class RunUpdate(NamedTuple):
+    """What changes of a live run. What is None stays."""
+
+    aggregation: Policy | None = None
+    admission: Admission | None = None
+
+
+EventKind = Literal[
+    "step",
+    "lookahead_sync",
+    "joined",
+    "left",
+    "evicted",
+    "rejected",
+    "aggregation_changed",
+    "waiting",
+    "summary",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to a run.
+
+    Attributes:
+        number: 1 for the run's first event, then one more each time; a summary's is that of the last one left out.
+        time: when, by the server's clock.
+        kind: "step": a step was applied. "lookahead_sync": one was part of that step. "joined", "left": a worker took
+            or gave back its lease. "evicted": its lease was ended, `reason` says how: LEASE_EXPIRED, WORKER_SUPERSEDED
+            or WORKER_EVICTED. "rejected": a contribution was. "aggregation_changed": the run has another aggregation.
+            "waiting": it waits for workers to join. "summary": events were left out, because they came faster than
+            they were read, or are no longer kept.
+        step: the step of the run's weights then; it never falls from one event to the next.
+        worker: `runs/{run}/workers/{worker}`, of "joined", "left", "evicted" and "rejected".
+        epoch: the worker's.
+        reason: why: of a "step" what closed its round; of "evicted" and "rejected" a reason of docs/errors.md.
+        message: the same for people.
+        contribution_count: of a "step": the contributions that it was made of.
+        loss: of a "step": their mean loss, if they sent any.
+        aggregation: of "aggregation_changed": the new one.
+        skipped_counts: of a "summary": the events left out, by kind.
+    """
+
+    number: int
+    time: datetime
+    kind: EventKind
+    step: int
+    worker: str = ""
+    epoch: int = 0
+    reason: str = ""
+    message: str = ""
+    contribution_count: int = 0
+    loss: float | None = None
+    aggregation: Policy | None = None
+    skipped_counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class WatchStart(NamedTuple):
+    """Where to begin watching. With neither: with what happens from now on."""
+
+    from_step: int | None = None
+    after_number: int | None = None

@@ -48,32 +48,36 @@ class PushHeader(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_step: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., example_count: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ..., loss: _Optional[float] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pull: _Optional[_Union[PullSpec, _Mapping]] = ...) -> None: ...
 
 class PullSpec(_message.Message):
-    __slots__ = ("weights", "dtype", "min_step", "wait")
+    __slots__ = ("weights", "dtype", "min_step", "wait", "if_newer_than")
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MIN_STEP_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    IF_NEWER_THAN_FIELD_NUMBER: _ClassVar[int]
     weights: _tensor_pb2.Weights
     dtype: _tensor_pb2.Dtype
     min_step: int
     wait: _duration_pb2.Duration
-    def __init__(self, weights: _Optional[_Union[_tensor_pb2.Weights, str]] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., min_step: _Optional[int] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    if_newer_than: int
+    def __init__(self, weights: _Optional[_Union[_tensor_pb2.Weights, str]] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., min_step: _Optional[int] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., if_newer_than: _Optional[int] = ...) -> None: ...
 
 class WeightsHeader(_message.Message):
-    __slots__ = ("step", "lookahead_sync_count", "weights", "dtype", "size_bytes", "manifest_digest")
+    __slots__ = ("step", "lookahead_sync_count", "weights", "dtype", "size_bytes", "manifest_digest", "is_unchanged")
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_SYNC_COUNT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    IS_UNCHANGED_FIELD_NUMBER: _ClassVar[int]
     step: int
     lookahead_sync_count: int
     weights: _tensor_pb2.Weights
     dtype: _tensor_pb2.Dtype
     size_bytes: int
     manifest_digest: bytes
-    def __init__(self, step: _Optional[int] = ..., lookahead_sync_count: _Optional[int] = ..., weights: _Optional[_Union[_tensor_pb2.Weights, str]] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ...) -> None: ...
+    is_unchanged: bool
+    def __init__(self, step: _Optional[int] = ..., lookahead_sync_count: _Optional[int] = ..., weights: _Optional[_Union[_tensor_pb2.Weights, str]] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., is_unchanged: bool = ...) -> None: ...
 
 class PushResult(_message.Message):
     __slots__ = ("sequence", "outcome", "reason", "message", "step", "staleness")

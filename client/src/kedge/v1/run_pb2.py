@@ -29,7 +29,7 @@ from kedge.v1 import schedule_pb2 as kedge_dot_v1_dot_schedule__pb2
 from kedge.v1 import tensor_pb2 as kedge_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12kedge/v1/run.proto\x12\x08kedge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18kedge/v1/optimizer.proto\x1a\x17kedge/v1/schedule.proto\x1a\x15kedge/v1/tensor.proto\"\xd5\x02\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x08manifest\x18\x03 \x01(\x0b\x32\x12.kedge.v1.Manifest\x12\x17\n\x0fparameter_count\x18\x04 \x01(\x04\x12&\n\toptimizer\x18\x05 \x01(\x0b\x32\x13.kedge.v1.Optimizer\x12*\n\x0b\x61ggregation\x18\x06 \x01(\x0b\x32\x15.kedge.v1.Aggregation\x12!\n\x05state\x18\x07 \x01(\x0b\x32\x12.kedge.v1.RunState\x12(\n\x06groups\x18\x08 \x03(\x0b\x32\x18.kedge.v1.ParameterGroup\x12/\n\x07\x63hanges\x18\t \x03(\x0b\x32\x1e.kedge.v1.HyperparameterChange\"\xf2\x01\n\x0eParameterGroup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08patterns\x18\x02 \x03(\t\x12\"\n\x02lr\x18\x03 \x01(\x0b\x32\x16.kedge.v1.LearningRate\x12\x19\n\x0cweight_decay\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0egrad_clip_norm\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fgrad_clip_value\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x0e\n\x06\x66rozen\x18\x07 \x01(\x08\x42\x0f\n\r_weight_decayB\x11\n\x0f_grad_clip_normB\x12\n\x10_grad_clip_value\"\xe5\x01\n\x14HyperparameterChange\x12\r\n\x05group\x18\x01 \x01(\t\x12\"\n\x02lr\x18\x02 \x01(\x0b\x32\x16.kedge.v1.LearningRate\x12\x19\n\x0cweight_decay\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0egrad_clip_norm\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fgrad_clip_value\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04step\x18\x06 \x01(\x04\x42\x0f\n\r_weight_decayB\x11\n\x0f_grad_clip_normB\x12\n\x10_grad_clip_value\"\xd0\x02\n\x08RunState\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x1c\n\x14lookahead_sync_count\x18\x02 \x01(\x04\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12!\n\x07workers\x18\x04 \x03(\x0b\x32\x10.kedge.v1.Worker\x12\x1e\n\x05round\x18\x05 \x01(\x0b\x32\x0f.kedge.v1.Round\x12\x15\n\rapplied_count\x18\x06 \x01(\x04\x12?\n\x0frejected_counts\x18\x07 \x03(\x0b\x32&.kedge.v1.RunState.RejectedCountsEntry\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bwaiting_for\x18\t \x01(\t\x1a\x35\n\x13RejectedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x07\n\x05_loss\";\n\x05Round\x12\x1a\n\x12\x63ontribution_count\x18\x01 \x01(\r\x12\x16\n\x0erequired_count\x18\x02 \x01(\r\"\xdd\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x32\n\x0flease_remaining\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x15\n\rapplied_count\x18\x05 \x01(\x04\x12\x16\n\x0erejected_count\x18\x06 \x01(\x04\x12\x16\n\x0elast_staleness\x18\x07 \x01(\x04\x12\x16\n\tlast_loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_last_loss\"u\n\x0b\x41ggregation\x12,\n\x0bsynchronous\x18\x01 \x01(\x0b\x32\x15.kedge.v1.SynchronousH\x00\x12.\n\x0c\x61synchronous\x18\x02 \x01(\x0b\x32\x16.kedge.v1.AsynchronousH\x00\x42\x08\n\x06policy\"I\n\x0bSynchronous\x12\x0e\n\x06quorum\x18\x01 \x01(\r\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"i\n\x0c\x41synchronous\x12\x1a\n\rmax_staleness\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12+\n\x07scaling\x18\x02 \x01(\x0e\x32\x1a.kedge.v1.StalenessScalingB\x10\n\x0e_max_staleness*J\n\x07RunView\x12\x18\n\x14RUN_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eRUN_VIEW_BASIC\x10\x01\x12\x11\n\rRUN_VIEW_FULL\x10\x02*p\n\x10StalenessScaling\x12!\n\x1dSTALENESS_SCALING_UNSPECIFIED\x10\x00\x12\x1a\n\x16STALENESS_SCALING_NONE\x10\x01\x12\x1d\n\x19STALENESS_SCALING_INVERSE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12kedge/v1/run.proto\x12\x08kedge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18kedge/v1/optimizer.proto\x1a\x17kedge/v1/schedule.proto\x1a\x15kedge/v1/tensor.proto\"\xfd\x02\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x08manifest\x18\x03 \x01(\x0b\x32\x12.kedge.v1.Manifest\x12\x17\n\x0fparameter_count\x18\x04 \x01(\x04\x12&\n\toptimizer\x18\x05 \x01(\x0b\x32\x13.kedge.v1.Optimizer\x12*\n\x0b\x61ggregation\x18\x06 \x01(\x0b\x32\x15.kedge.v1.Aggregation\x12!\n\x05state\x18\x07 \x01(\x0b\x32\x12.kedge.v1.RunState\x12(\n\x06groups\x18\x08 \x03(\x0b\x32\x18.kedge.v1.ParameterGroup\x12/\n\x07\x63hanges\x18\t \x03(\x0b\x32\x1e.kedge.v1.HyperparameterChange\x12&\n\tadmission\x18\n \x01(\x0b\x32\x13.kedge.v1.Admission\"\xf2\x01\n\x0eParameterGroup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08patterns\x18\x02 \x03(\t\x12\"\n\x02lr\x18\x03 \x01(\x0b\x32\x16.kedge.v1.LearningRate\x12\x19\n\x0cweight_decay\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0egrad_clip_norm\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fgrad_clip_value\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x0e\n\x06\x66rozen\x18\x07 \x01(\x08\x42\x0f\n\r_weight_decayB\x11\n\x0f_grad_clip_normB\x12\n\x10_grad_clip_value\"\xe5\x01\n\x14HyperparameterChange\x12\r\n\x05group\x18\x01 \x01(\t\x12\"\n\x02lr\x18\x02 \x01(\x0b\x32\x16.kedge.v1.LearningRate\x12\x19\n\x0cweight_decay\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0egrad_clip_norm\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fgrad_clip_value\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04step\x18\x06 \x01(\x04\x42\x0f\n\r_weight_decayB\x11\n\x0f_grad_clip_normB\x12\n\x10_grad_clip_value\"\xd0\x02\n\x08RunState\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x1c\n\x14lookahead_sync_count\x18\x02 \x01(\x04\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12!\n\x07workers\x18\x04 \x03(\x0b\x32\x10.kedge.v1.Worker\x12\x1e\n\x05round\x18\x05 \x01(\x0b\x32\x0f.kedge.v1.Round\x12\x15\n\rapplied_count\x18\x06 \x01(\x04\x12?\n\x0frejected_counts\x18\x07 \x03(\x0b\x32&.kedge.v1.RunState.RejectedCountsEntry\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bwaiting_for\x18\t \x01(\t\x1a\x35\n\x13RejectedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x07\n\x05_loss\";\n\x05Round\x12\x1a\n\x12\x63ontribution_count\x18\x01 \x01(\r\x12\x16\n\x0erequired_count\x18\x02 \x01(\r\"\xec\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x32\n\x0flease_remaining\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x15\n\rapplied_count\x18\x05 \x01(\x04\x12\x16\n\x0erejected_count\x18\x06 \x01(\x04\x12\x16\n\x0elast_staleness\x18\x07 \x01(\x04\x12\x16\n\tlast_loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x63lock\x18\t \x01(\x04\x42\x0c\n\n_last_loss\"\xd6\x01\n\x0b\x41ggregation\x12,\n\x0bsynchronous\x18\x01 \x01(\x0b\x32\x15.kedge.v1.SynchronousH\x00\x12.\n\x0c\x61synchronous\x18\x02 \x01(\x0b\x32\x16.kedge.v1.AsynchronousH\x00\x12\x37\n\x11\x62ounded_staleness\x18\x03 \x01(\x0b\x32\x1a.kedge.v1.BoundedStalenessH\x00\x12&\n\x08\x62uffered\x18\x04 \x01(\x0b\x32\x12.kedge.v1.BufferedH\x00\x42\x08\n\x06policy\"\xaf\x01\n\x0bSynchronous\x12\x0e\n\x06quorum\x18\x01 \x01(\r\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x07\x63ombine\x18\x03 \x01(\x0e\x32\x11.kedge.v1.Combine\x12\x12\n\ntrim_count\x18\x04 \x01(\r\x12\x1a\n\rdeterministic\x18\x05 \x01(\x08H\x00\x88\x01\x01\x42\x10\n\x0e_deterministic\"i\n\x0c\x41synchronous\x12\x1a\n\rmax_staleness\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12+\n\x07scaling\x18\x02 \x01(\x0e\x32\x1a.kedge.v1.StalenessScalingB\x10\n\x0e_max_staleness\"!\n\x10\x42oundedStaleness\x12\r\n\x05\x62ound\x18\x01 \x01(\r\"\xd9\x01\n\x08\x42uffered\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x1a\n\rmax_staleness\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12+\n\x07scaling\x18\x03 \x01(\x0e\x32\x1a.kedge.v1.StalenessScaling\x12\"\n\x07\x63ombine\x18\x04 \x01(\x0e\x32\x11.kedge.v1.Combine\x12\x12\n\ntrim_count\x18\x05 \x01(\r\x12\x1a\n\rdeterministic\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\x10\n\x0e_max_stalenessB\x10\n\x0e_deterministic\"\xc2\x01\n\tAdmission\x12\x15\n\x08max_norm\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0eoutlier_factor\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x10quarantine_after\x18\x03 \x01(\rH\x02\x88\x01\x01\x12-\n\nquarantine\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0b\n\t_max_normB\x11\n\x0f_outlier_factorB\x13\n\x11_quarantine_after\"\x88\x03\n\x05\x45vent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.kedge.v1.EventKind\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x1a\n\x12\x63ontribution_count\x18\t \x01(\r\x12\x11\n\x04loss\x18\n \x01(\x01H\x00\x88\x01\x01\x12*\n\x0b\x61ggregation\x18\x0b \x01(\x0b\x32\x15.kedge.v1.Aggregation\x12:\n\x0eskipped_counts\x18\x0c \x03(\x0b\x32\".kedge.v1.Event.SkippedCountsEntry\x1a\x34\n\x12SkippedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x07\n\x05_loss*J\n\x07RunView\x12\x18\n\x14RUN_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eRUN_VIEW_BASIC\x10\x01\x12\x11\n\rRUN_VIEW_FULL\x10\x02*b\n\x07\x43ombine\x12\x17\n\x13\x43OMBINE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43OMBINE_MEAN\x10\x01\x12\x18\n\x14\x43OMBINE_TRIMMED_MEAN\x10\x02\x12\x12\n\x0e\x43OMBINE_MEDIAN\x10\x03*p\n\x10StalenessScaling\x12!\n\x1dSTALENESS_SCALING_UNSPECIFIED\x10\x00\x12\x1a\n\x16STALENESS_SCALING_NONE\x10\x01\x12\x1d\n\x19STALENESS_SCALING_INVERSE\x10\x02*\x8c\x02\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45VENT_KIND_STEP\x10\x01\x12\x1d\n\x19\x45VENT_KIND_LOOKAHEAD_SYNC\x10\x02\x12\x15\n\x11\x45VENT_KIND_JOINED\x10\x03\x12\x13\n\x0f\x45VENT_KIND_LEFT\x10\x04\x12\x16\n\x12\x45VENT_KIND_EVICTED\x10\x05\x12\x17\n\x13\x45VENT_KIND_REJECTED\x10\x06\x12\"\n\x1e\x45VENT_KIND_AGGREGATION_CHANGED\x10\x07\x12\x16\n\x12\x45VENT_KIND_WAITING\x10\x08\x12\x16\n\x12\x45VENT_KIND_SUMMARY\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,28 +38,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._loaded_options = None
   _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNVIEW']._serialized_start=1917
-  _globals['_RUNVIEW']._serialized_end=1991
-  _globals['_STALENESSSCALING']._serialized_start=1993
-  _globals['_STALENESSSCALING']._serialized_end=2105
+  _globals['_EVENT_SKIPPEDCOUNTSENTRY']._loaded_options = None
+  _globals['_EVENT_SKIPPEDCOUNTSENTRY']._serialized_options = b'8\001'
+  _globals['_RUNVIEW']._serialized_start=3020
+  _globals['_RUNVIEW']._serialized_end=3094
+  _globals['_COMBINE']._serialized_start=3096
+  _globals['_COMBINE']._serialized_end=3194
+  _globals['_STALENESSSCALING']._serialized_start=3196
+  _globals['_STALENESSSCALING']._serialized_end=3308
+  _globals['_EVENTKIND']._serialized_start=3311
+  _globals['_EVENTKIND']._serialized_end=3579
   _globals['_RUN']._serialized_start=172
-  _globals['_RUN']._serialized_end=513
-  _globals['_PARAMETERGROUP']._serialized_start=516
-  _globals['_PARAMETERGROUP']._serialized_end=758
-  _globals['_HYPERPARAMETERCHANGE']._serialized_start=761
-  _globals['_HYPERPARAMETERCHANGE']._serialized_end=990
-  _globals['_RUNSTATE']._serialized_start=993
-  _globals['_RUNSTATE']._serialized_end=1329
-  _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_start=1267
-  _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_end=1320
-  _globals['_ROUND']._serialized_start=1331
-  _globals['_ROUND']._serialized_end=1390
-  _globals['_WORKER']._serialized_start=1393
-  _globals['_WORKER']._serialized_end=1614
-  _globals['_AGGREGATION']._serialized_start=1616
-  _globals['_AGGREGATION']._serialized_end=1733
-  _globals['_SYNCHRONOUS']._serialized_start=1735
-  _globals['_SYNCHRONOUS']._serialized_end=1808
-  _globals['_ASYNCHRONOUS']._serialized_start=1810
-  _globals['_ASYNCHRONOUS']._serialized_end=1915
+  _globals['_RUN']._serialized_end=553
+  _globals['_PARAMETERGROUP']._serialized_start=556
+  _globals['_PARAMETERGROUP']._serialized_end=798
+  _globals['_HYPERPARAMETERCHANGE']._serialized_start=801
+  _globals['_HYPERPARAMETERCHANGE']._serialized_end=1030
+  _globals['_RUNSTATE']._serialized_start=1033
+  _globals['_RUNSTATE']._serialized_end=1369
+  _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_start=1307
+  _globals['_RUNSTATE_REJECTEDCOUNTSENTRY']._serialized_end=1360
+  _globals['_ROUND']._serialized_start=1371
+  _globals['_ROUND']._serialized_end=1430
+  _globals['_WORKER']._serialized_start=1433
+  _globals['_WORKER']._serialized_end=1669
+  _globals['_AGGREGATION']._serialized_start=1672
+  _globals['_AGGREGATION']._serialized_end=1886
+  _globals['_SYNCHRONOUS']._serialized_start=1889
+  _globals['_SYNCHRONOUS']._serialized_end=2064
+  _globals['_ASYNCHRONOUS']._serialized_start=2066
+  _globals['_ASYNCHRONOUS']._serialized_end=2171
+  _globals['_BOUNDEDSTALENESS']._serialized_start=2173
+  _globals['_BOUNDEDSTALENESS']._serialized_end=2206
+  _globals['_BUFFERED']._serialized_start=2209
+  _globals['_BUFFERED']._serialized_end=2426
+  _globals['_ADMISSION']._serialized_start=2429
+  _globals['_ADMISSION']._serialized_end=2623
+  _globals['_EVENT']._serialized_start=2626
+  _globals['_EVENT']._serialized_end=3018
+  _globals['_EVENT_SKIPPEDCOUNTSENTRY']._serialized_start=2957
+  _globals['_EVENT_SKIPPEDCOUNTSENTRY']._serialized_end=3009
 # @@protoc_insertion_point(module_scope)

@@ -20,20 +20,54 @@ class RunView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUN_VIEW_BASIC: _ClassVar[RunView]
     RUN_VIEW_FULL: _ClassVar[RunView]
 
+class Combine(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMBINE_UNSPECIFIED: _ClassVar[Combine]
+    COMBINE_MEAN: _ClassVar[Combine]
+    COMBINE_TRIMMED_MEAN: _ClassVar[Combine]
+    COMBINE_MEDIAN: _ClassVar[Combine]
+
 class StalenessScaling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STALENESS_SCALING_UNSPECIFIED: _ClassVar[StalenessScaling]
     STALENESS_SCALING_NONE: _ClassVar[StalenessScaling]
     STALENESS_SCALING_INVERSE: _ClassVar[StalenessScaling]
+
+class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EVENT_KIND_UNSPECIFIED: _ClassVar[EventKind]
+    EVENT_KIND_STEP: _ClassVar[EventKind]
+    EVENT_KIND_LOOKAHEAD_SYNC: _ClassVar[EventKind]
+    EVENT_KIND_JOINED: _ClassVar[EventKind]
+    EVENT_KIND_LEFT: _ClassVar[EventKind]
+    EVENT_KIND_EVICTED: _ClassVar[EventKind]
+    EVENT_KIND_REJECTED: _ClassVar[EventKind]
+    EVENT_KIND_AGGREGATION_CHANGED: _ClassVar[EventKind]
+    EVENT_KIND_WAITING: _ClassVar[EventKind]
+    EVENT_KIND_SUMMARY: _ClassVar[EventKind]
 RUN_VIEW_UNSPECIFIED: RunView
 RUN_VIEW_BASIC: RunView
 RUN_VIEW_FULL: RunView
+COMBINE_UNSPECIFIED: Combine
+COMBINE_MEAN: Combine
+COMBINE_TRIMMED_MEAN: Combine
+COMBINE_MEDIAN: Combine
 STALENESS_SCALING_UNSPECIFIED: StalenessScaling
 STALENESS_SCALING_NONE: StalenessScaling
 STALENESS_SCALING_INVERSE: StalenessScaling
+EVENT_KIND_UNSPECIFIED: EventKind
+EVENT_KIND_STEP: EventKind
+EVENT_KIND_LOOKAHEAD_SYNC: EventKind
+EVENT_KIND_JOINED: EventKind
+EVENT_KIND_LEFT: EventKind
+EVENT_KIND_EVICTED: EventKind
+EVENT_KIND_REJECTED: EventKind
+EVENT_KIND_AGGREGATION_CHANGED: EventKind
+EVENT_KIND_WAITING: EventKind
+EVENT_KIND_SUMMARY: EventKind
 
 class Run(_message.Message):
-    __slots__ = ("name", "create_time", "manifest", "parameter_count", "optimizer", "aggregation", "state", "groups", "changes")
+    __slots__ = ("name", "create_time", "manifest", "parameter_count", "optimizer", "aggregation", "state", "groups", "changes", "admission")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +77,7 @@ class Run(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     create_time: _timestamp_pb2.Timestamp
     manifest: _tensor_pb2.Manifest
@@ -52,7 +87,8 @@ class Run(_message.Message):
     state: RunState
     groups: _containers.RepeatedCompositeFieldContainer[ParameterGroup]
     changes: _containers.RepeatedCompositeFieldContainer[HyperparameterChange]
-    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., parameter_count: _Optional[int] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., state: _Optional[_Union[RunState, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., changes: _Optional[_Iterable[_Union[HyperparameterChange, _Mapping]]] = ...) -> None: ...
+    admission: Admission
+    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., parameter_count: _Optional[int] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., state: _Optional[_Union[RunState, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., changes: _Optional[_Iterable[_Union[HyperparameterChange, _Mapping]]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ...) -> None: ...
 
 class ParameterGroup(_message.Message):
     __slots__ = ("name", "patterns", "lr", "weight_decay", "grad_clip_norm", "grad_clip_value", "frozen")
@@ -126,7 +162,7 @@ class Round(_message.Message):
     def __init__(self, contribution_count: _Optional[int] = ..., required_count: _Optional[int] = ...) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("name", "epoch", "lease_remaining", "last_sequence", "applied_count", "rejected_count", "last_staleness", "last_loss")
+    __slots__ = ("name", "epoch", "lease_remaining", "last_sequence", "applied_count", "rejected_count", "last_staleness", "last_loss", "clock")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LEASE_REMAINING_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +171,7 @@ class Worker(_message.Message):
     REJECTED_COUNT_FIELD_NUMBER: _ClassVar[int]
     LAST_STALENESS_FIELD_NUMBER: _ClassVar[int]
     LAST_LOSS_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     lease_remaining: _duration_pb2.Duration
@@ -143,23 +180,34 @@ class Worker(_message.Message):
     rejected_count: int
     last_staleness: int
     last_loss: float
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., last_sequence: _Optional[int] = ..., applied_count: _Optional[int] = ..., rejected_count: _Optional[int] = ..., last_staleness: _Optional[int] = ..., last_loss: _Optional[float] = ...) -> None: ...
+    clock: int
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., last_sequence: _Optional[int] = ..., applied_count: _Optional[int] = ..., rejected_count: _Optional[int] = ..., last_staleness: _Optional[int] = ..., last_loss: _Optional[float] = ..., clock: _Optional[int] = ...) -> None: ...
 
 class Aggregation(_message.Message):
-    __slots__ = ("synchronous", "asynchronous")
+    __slots__ = ("synchronous", "asynchronous", "bounded_staleness", "buffered")
     SYNCHRONOUS_FIELD_NUMBER: _ClassVar[int]
     ASYNCHRONOUS_FIELD_NUMBER: _ClassVar[int]
+    BOUNDED_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    BUFFERED_FIELD_NUMBER: _ClassVar[int]
     synchronous: Synchronous
     asynchronous: Asynchronous
-    def __init__(self, synchronous: _Optional[_Union[Synchronous, _Mapping]] = ..., asynchronous: _Optional[_Union[Asynchronous, _Mapping]] = ...) -> None: ...
+    bounded_staleness: BoundedStaleness
+    buffered: Buffered
+    def __init__(self, synchronous: _Optional[_Union[Synchronous, _Mapping]] = ..., asynchronous: _Optional[_Union[Asynchronous, _Mapping]] = ..., bounded_staleness: _Optional[_Union[BoundedStaleness, _Mapping]] = ..., buffered: _Optional[_Union[Buffered, _Mapping]] = ...) -> None: ...
 
 class Synchronous(_message.Message):
-    __slots__ = ("quorum", "timeout")
+    __slots__ = ("quorum", "timeout", "combine", "trim_count", "deterministic")
     QUORUM_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    COMBINE_FIELD_NUMBER: _ClassVar[int]
+    TRIM_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     quorum: int
     timeout: _duration_pb2.Duration
-    def __init__(self, quorum: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    combine: Combine
+    trim_count: int
+    deterministic: bool
+    def __init__(self, quorum: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., combine: _Optional[_Union[Combine, str]] = ..., trim_count: _Optional[int] = ..., deterministic: bool = ...) -> None: ...
 
 class Asynchronous(_message.Message):
     __slots__ = ("max_staleness", "scaling")
@@ -168,3 +216,72 @@ class Asynchronous(_message.Message):
     max_staleness: int
     scaling: StalenessScaling
     def __init__(self, max_staleness: _Optional[int] = ..., scaling: _Optional[_Union[StalenessScaling, str]] = ...) -> None: ...
+
+class BoundedStaleness(_message.Message):
+    __slots__ = ("bound",)
+    BOUND_FIELD_NUMBER: _ClassVar[int]
+    bound: int
+    def __init__(self, bound: _Optional[int] = ...) -> None: ...
+
+class Buffered(_message.Message):
+    __slots__ = ("size", "max_staleness", "scaling", "combine", "trim_count", "deterministic")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
+    COMBINE_FIELD_NUMBER: _ClassVar[int]
+    TRIM_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    max_staleness: int
+    scaling: StalenessScaling
+    combine: Combine
+    trim_count: int
+    deterministic: bool
+    def __init__(self, size: _Optional[int] = ..., max_staleness: _Optional[int] = ..., scaling: _Optional[_Union[StalenessScaling, str]] = ..., combine: _Optional[_Union[Combine, str]] = ..., trim_count: _Optional[int] = ..., deterministic: bool = ...) -> None: ...
+
+class Admission(_message.Message):
+    __slots__ = ("max_norm", "outlier_factor", "quarantine_after", "quarantine")
+    MAX_NORM_FIELD_NUMBER: _ClassVar[int]
+    OUTLIER_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_AFTER_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_FIELD_NUMBER: _ClassVar[int]
+    max_norm: float
+    outlier_factor: float
+    quarantine_after: int
+    quarantine: _duration_pb2.Duration
+    def __init__(self, max_norm: _Optional[float] = ..., outlier_factor: _Optional[float] = ..., quarantine_after: _Optional[int] = ..., quarantine: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("number", "time", "kind", "step", "worker", "epoch", "reason", "message", "contribution_count", "loss", "aggregation", "skipped_counts")
+    class SkippedCountsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATION_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    time: _timestamp_pb2.Timestamp
+    kind: EventKind
+    step: int
+    worker: str
+    epoch: int
+    reason: str
+    message: str
+    contribution_count: int
+    loss: float
+    aggregation: Aggregation
+    skipped_counts: _containers.ScalarMap[str, int]
+    def __init__(self, number: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., kind: _Optional[_Union[EventKind, str]] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., contribution_count: _Optional[int] = ..., loss: _Optional[float] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., skipped_counts: _Optional[_Mapping[str, int]] = ...) -> None: ...

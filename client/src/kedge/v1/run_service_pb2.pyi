@@ -23,7 +23,7 @@ class CreateRunRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[CreateRunHeader, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_tensor_pb2.StreamTrailer, _Mapping]] = ...) -> None: ...
 
 class CreateRunHeader(_message.Message):
-    __slots__ = ("run_id", "manifest", "optimizer", "aggregation", "request_id", "dtype", "size_bytes", "groups")
+    __slots__ = ("run_id", "manifest", "optimizer", "aggregation", "request_id", "dtype", "size_bytes", "groups", "admission")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class CreateRunHeader(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     manifest: _tensor_pb2.Manifest
     optimizer: _optimizer_pb2.Optimizer
@@ -40,7 +41,8 @@ class CreateRunHeader(_message.Message):
     dtype: _tensor_pb2.Dtype
     size_bytes: int
     groups: _containers.RepeatedCompositeFieldContainer[_run_pb2.ParameterGroup]
-    def __init__(self, run_id: _Optional[str] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[_run_pb2.Aggregation, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[_run_pb2.ParameterGroup, _Mapping]]] = ...) -> None: ...
+    admission: _run_pb2.Admission
+    def __init__(self, run_id: _Optional[str] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[_run_pb2.Aggregation, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[_run_pb2.ParameterGroup, _Mapping]]] = ..., admission: _Optional[_Union[_run_pb2.Admission, _Mapping]] = ...) -> None: ...
 
 class CreateRunResponse(_message.Message):
     __slots__ = ("run",)
@@ -79,14 +81,18 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[_run_pb2.Run, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateRunRequest(_message.Message):
-    __slots__ = ("name", "hyperparameters", "request_id")
+    __slots__ = ("name", "hyperparameters", "request_id", "aggregation", "admission")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATION_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     hyperparameters: _run_pb2.HyperparameterChange
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., hyperparameters: _Optional[_Union[_run_pb2.HyperparameterChange, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    aggregation: _run_pb2.Aggregation
+    admission: _run_pb2.Admission
+    def __init__(self, name: _Optional[str] = ..., hyperparameters: _Optional[_Union[_run_pb2.HyperparameterChange, _Mapping]] = ..., request_id: _Optional[str] = ..., aggregation: _Optional[_Union[_run_pb2.Aggregation, _Mapping]] = ..., admission: _Optional[_Union[_run_pb2.Admission, _Mapping]] = ...) -> None: ...
 
 class UpdateRunResponse(_message.Message):
     __slots__ = ("step",)
@@ -173,3 +179,33 @@ class LeaveRunRequest(_message.Message):
 class LeaveRunResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class EvictWorkerRequest(_message.Message):
+    __slots__ = ("worker", "cause", "block")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    cause: str
+    block: _duration_pb2.Duration
+    def __init__(self, worker: _Optional[str] = ..., cause: _Optional[str] = ..., block: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class EvictWorkerResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchRunRequest(_message.Message):
+    __slots__ = ("name", "from_step", "after_number")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FROM_STEP_FIELD_NUMBER: _ClassVar[int]
+    AFTER_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    from_step: int
+    after_number: int
+    def __init__(self, name: _Optional[str] = ..., from_step: _Optional[int] = ..., after_number: _Optional[int] = ...) -> None: ...
+
+class WatchRunResponse(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[_run_pb2.Event]
+    def __init__(self, events: _Optional[_Iterable[_Union[_run_pb2.Event, _Mapping]]] = ...) -> None: ...

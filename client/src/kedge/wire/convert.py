@@ -8,12 +8,11 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from kedge import policies
-from kedge.v1 import run_pb2, tensor_pb2
+from kedge.v1 import tensor_pb2
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import DTYPES, Manifest
 from kedge.wire.optimizers import optimizer_from_wire, optimizer_to_wire
-from kedge.wire.reflection import Refusing, invalid
+from kedge.wire.reflection import invalid
 
 __all__ = [
     "MAX_DURATION_SECONDS",
@@ -25,8 +24,6 @@ __all__ = [
     "manifest_to_wire",
     "optimizer_from_wire",
     "optimizer_to_wire",
-    "policy_from_wire",
-    "policy_to_wire",
 ]
 
 _DTYPE_TO_WIRE = {name: tensor_pb2.Dtype.Value(f"DTYPE_{name.upper()}") for name in DTYPES}
@@ -116,30 +113,3 @@ def manifest_from_wire(message: tensor_pb2.Manifest) -> Manifest:
             tensor="",
         )
     return manifest
-
-
-def policy_to_wire(policy: policies.Policy) -> run_pb2.Aggregation:
-    """The aggregation policy."""
-    if isinstance(policy, policies.Synchronous):
-        timeout = duration_to_wire(policy.timeout_seconds)
-        return run_pb2.Aggregation(synchronous=run_pb2.Synchronous(quorum=policy.quorum, timeout=timeout))
-    scaling = f"STALENESS_SCALING_{policy.scaling.upper()}"
-    return run_pb2.Aggregation(asynchronous=run_pb2.Asynchronous(max_staleness=policy.max_staleness, scaling=scaling))
-
-
-def policy_from_wire(message: run_pb2.Aggregation) -> policies.Policy:
-    """The aggregation policy.
-
-    Raises:
-        KedgeError: INVALID_CONFIGURATION.
-    """
-    kind = message.WhichOneof("policy")
-    with Refusing("aggregation"):
-        if kind == "synchronous":
-            timeout = duration_from_wire(message.synchronous, "timeout")
-            return policies.Synchronous(message.synchronous.quorum, timeout_seconds=timeout)
-        if kind == "asynchronous":
-            bound = message.asynchronous.max_staleness if message.asynchronous.HasField("max_staleness") else None
-            inverse = message.asynchronous.scaling == run_pb2.STALENESS_SCALING_INVERSE
-            return policies.Asynchronous(bound, "inverse" if inverse else "none")
-    raise invalid("aggregation.policy", "no aggregation policy is set, or one that this server does not know")

@@ -189,6 +189,25 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             "Lower the loss scale.",
             "sum_of_squares",
         ),
+        "NORM_ABOVE_LIMIT": _invalid(
+            "The gradient's norm is above the run's `max_norm`; nothing was changed. Clip it, or raise the limit.",
+            "norm",
+            "limit",
+        ),
+        "NORM_OUTLIER": _invalid(
+            "The gradient's norm is far above the median of the last ones taken; nothing was changed. Look for bad "
+            "data, or raise the run's `outlier_factor`.",
+            "norm",
+            "limit",
+        ),
+        "COHORT_TOO_SMALL": Entry(
+            "ABORTED",
+            Retry.PULL,
+            ConflictError,
+            ("contribution_count", "required_count"),
+            "The round ended with fewer contributions than its trimmed mean or median needs; nothing was changed. "
+            "Join more workers, or choose another `combine`.",
+        ),
         "INVALID_EXAMPLE_COUNT": _invalid(
             "example_count must be at least 1: it weighs the contribution in the mean.", "example_count"
         ),
@@ -210,6 +229,13 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             ConflictError,
             ("step",),
             "The worker has contributed to this round already: pull the next step's weights first.",
+        ),
+        "AHEAD_OF_BOUND": Entry(
+            "ABORTED",
+            Retry.PULL,
+            ConflictError,
+            ("clock", "slowest_clock", "bound"),
+            "The worker is as far ahead of the slowest one as the bound allows: pull, which waits for the others.",
         ),
         "SEQUENCE_GAP": Entry(
             "FAILED_PRECONDITION",
@@ -242,6 +268,14 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             LeaseError,
             ("worker", "epoch", "current_epoch"),
             "Another process has joined under the same worker name: this one may not write any more.",
+        ),
+        "WORKER_EVICTED": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            LeaseError,
+            ("worker", "cause"),
+            "An operator or the run's quarantine sent the worker away; the cause says why. What it sent since then was "
+            "not taken.",
         ),
         "EPOCH_FORGOTTEN": Entry(
             "FAILED_PRECONDITION",
@@ -289,6 +323,14 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             ("step", "min_step"),
             "The run did not reach the step in the time given.",
         ),
+        "WAITING_FOR_SLOWEST": Entry(
+            "DEADLINE_EXCEEDED",
+            Retry.NEVER,
+            WaitTimeoutError,
+            ("clock", "slowest_clock", "bound"),
+            "The worker is ahead of the slowest one by more than the bound, and that one did not catch up in the time "
+            "given: ask again.",
+        ),
         # The server.
         "STAGING_FULL": Entry(
             "RESOURCE_EXHAUSTED",
@@ -296,6 +338,20 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             ResourceExhaustedError,
             ("limit_bytes",),
             "Too many gradients are on their way in at once: push again after the delay.",
+        ),
+        "QUEUE_FULL": Entry(
+            "RESOURCE_EXHAUSTED",
+            Retry.BACKOFF,
+            ResourceExhaustedError,
+            ("limit",),
+            "The run holds as many contributions as limits.contributions_per_run allows: push again after the delay.",
+        ),
+        "TOO_MANY_STREAMS": Entry(
+            "RESOURCE_EXHAUSTED",
+            Retry.BACKOFF,
+            ResourceExhaustedError,
+            ("limit",),
+            "The server holds as many streams as limits.streams allows: open one after the delay.",
         ),
         "TOO_MANY_WORKERS": Entry(
             "RESOURCE_EXHAUSTED",
@@ -324,6 +380,14 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             WaitTimeoutError,
             ("idle_seconds",),
             "No message of an upload came for limits.upload_idle_seconds: send it again.",
+        ),
+        "READER_STALLED": Entry(
+            "DEADLINE_EXCEEDED",
+            Retry.BACKOFF,
+            WaitTimeoutError,
+            ("idle_seconds",),
+            "The weights were not read for limits.read_idle_seconds, or more slowly than everyone else when memory for "
+            "readers ran out: pull again.",
         ),
         "SERVER_UNAVAILABLE": Entry(
             "UNAVAILABLE",

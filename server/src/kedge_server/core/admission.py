@@ -5,24 +5,37 @@ answer: it is recorded, and the sequence is used up.
 """
 
 import math
+import statistics
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
 
-from kedge.policies import Policy, Synchronous
+from kedge.policies import OUTLIER_WARM_UP, OUTLIER_WINDOW, Admission, Policy, Synchronous
 from kedge.wire.errors import KedgeError
+from kedge_server.core.rounds import staleness_limit
 from kedge_server.core.values import ContributionHeader
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Standing(NamedTuple):
-    """Where the run stands when a contribution is judged."""
+    """Where the run, and the worker in it, stand when a contribution is judged."""
 
     step: int
     """The step that contributions are to be based on: the last closed round's."""
     has_contributed: bool
     """Whether this worker has a contribution in the open round."""
+    clock: int = 0
+    """The worker's, under `BoundedStaleness`."""
+    slowest_clock: int = 0
+    bound: int | None = None
+    """How far the first may be ahead of the second; None without a bound."""
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the worker should have waited at a pull first."""
+        return self.bound is not None and self.clock - self.slowest_clock > self.bound
 
 
 class Rejection(NamedTuple):
@@ -30,6 +43,25 @@ class Rejection(NamedTuple):
 
     reason: str
     message: str
+    is_for_values: bool = False
+    """Whether the gradient itself is unfit, whenever it may come."""
+
+
+class NormHistory:
+    """The norms of the contributions that were taken last."""
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=OUTLIER_WINDOW)
+
+    def add(self, norm: float) -> None:
+        """Takes the norm of a contribution that was taken."""
+        self._norms.append(norm)
+
+    def limit(self, factor: float | None) -> float:
+        """The greatest norm that is no outlier; infinite while too few are known to judge by."""
+        if factor is None or len(self._norms) < OUTLIER_WARM_UP:
+            return math.inf
+        return factor * statistics.median(self._norms) or math.inf  # beside zeros everything would be far out
 
 
 class Inspection:
@@ -54,6 +86,11 @@ class Inspection:
             self.non_finite_element = self._element_count + int(bad[0]) if bad.size else None
         self._element_count += values.size
 
+    @property
+    def norm(self) -> float:
+        """The Euclidean norm."""
+        return math.sqrt(self.sum_of_squares)
+
     def rejection(self) -> Rejection | None:
         """Why these values are not taken, if they are not."""
         if self.non_finite_element is not None:
@@ -61,12 +98,14 @@ class Inspection:
                 "NON_FINITE_GRADIENT",
                 f"element {self.non_finite_element} of the gradient is NaN or infinite: nothing was changed; "
                 "skip the batch, or lower the learning rate or loss scale",
+                is_for_values=True,
             )
         if self.sum_of_squares > _FLOAT32_MAX:
             return Rejection(
                 "GRADIENT_TOO_LARGE",
                 f"the gradient's squares add up to {self.sum_of_squares:.3g}, float32 holds {_FLOAT32_MAX:.3g}: "
                 "nothing was changed; lower the loss scale",
+                is_for_values=True,
             )
         return None
 
@@ -99,15 +138,44 @@ def check_header(header: ContributionHeader, *, manifest_digest: bytes, step: in
         )
 
 
-def judge(
-    header: ContributionHeader, *, standing: Standing, policy: Policy, inspection: Inspection
-) -> Rejection | None:
+class Rules(NamedTuple):
+    """What a run takes at the moment."""
+
+    policy: Policy
+    admission: Admission
+    norms: NormHistory
+
+
+def judge(header: ContributionHeader, inspection: Inspection, *, standing: Standing, rules: Rules) -> Rejection | None:
     """Judges a contribution that has arrived whole; None means that it is taken."""
+    unfit = _judge_values(inspection, rules.admission, rules.norms)
+    return unfit or _judge_standing(header, standing, rules.policy)
+
+
+def _judge_values(inspection: Inspection, admission: Admission, history: NormHistory) -> Rejection | None:
     unfit = inspection.rejection()
     if unfit is not None:
         return unfit
-    staleness = standing.step - header.base_step
-    limit = 0 if isinstance(policy, Synchronous) else policy.max_staleness
+    norm, outlier_limit = inspection.norm, history.limit(admission.outlier_factor)
+    if admission.max_norm is not None and norm > admission.max_norm:
+        return Rejection(
+            "NORM_ABOVE_LIMIT",
+            f"the gradient's norm is {norm:.4g}, the run's max_norm is {admission.max_norm:.4g}: nothing was changed; "
+            "clip the gradient, or raise the limit",
+            is_for_values=True,
+        )
+    if norm > outlier_limit:
+        return Rejection(
+            "NORM_OUTLIER",
+            f"the gradient's norm is {norm:.4g}, more than {admission.outlier_factor:g} times the median of the last "
+            "ones taken: nothing was changed; look for bad data, or raise outlier_factor",
+            is_for_values=True,
+        )
+    return None
+
+
+def _judge_standing(header: ContributionHeader, standing: Standing, policy: Policy) -> Rejection | None:
+    staleness, limit = standing.step - header.base_step, staleness_limit(policy)
     if limit is not None and staleness > limit:
         return Rejection(
             "STALE_GRADIENT", f"gradient is {_steps(staleness)} old, the limit is {limit}: pull and recompute"
@@ -116,6 +184,12 @@ def judge(
         return Rejection(
             "ALREADY_CONTRIBUTED",
             f"the worker has contributed to the round after step {standing.step} already: pull newer weights first",
+        )
+    if standing.is_ahead:
+        return Rejection(
+            "AHEAD_OF_BOUND",
+            f"the worker is at clock {standing.clock}, the slowest one at {standing.slowest_clock}, the bound is "
+            f"{standing.bound}: pull first, which waits for the others",
         )
     return None
 

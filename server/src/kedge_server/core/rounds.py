@@ -1,9 +1,17 @@
-"""When a round closes, and how its contributions weigh: pure functions of what is known."""
+"""When a round ends, who may pull, and how contributions weigh: pure functions of what is known."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kedge.policies import Asynchronous, Policy, Synchronous
+from kedge.policies import (
+    Asynchronous,
+    BoundedStaleness,
+    Buffered,
+    Policy,
+    Synchronous,
+    fewest_contributions,
+)
+from kedge_server.core.combine import MEAN, Combine
 
 
 class RoundFacts(NamedTuple):
@@ -21,42 +29,115 @@ class RoundFacts(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Whether a round closes now, and why."""
+    """Whether a round ends now, and why."""
 
     close: bool
     reason: str
     required_count: int
-    """The contributions that close it."""
+    """The contributions that end it."""
     look_again_at_seconds: float | None = None
     """When time alone may change the answer."""
+    refuse: bool = False
+    """It ends, but with too few contributions for what is to be made of them: they are rejected."""
 
 
 def decide(now_seconds: float, facts: RoundFacts, policy: Policy) -> Decision:
     """Decides on an open round."""
-    if isinstance(policy, Asynchronous):
-        return Decision(facts.contribution_count > 0, "EACH_CONTRIBUTION", 1)
+    if isinstance(policy, Synchronous):
+        return _decide_synchronous(now_seconds, facts, policy)
+    if isinstance(policy, Buffered):
+        is_full = facts.contribution_count >= policy.size
+        return Decision(is_full, "BUFFER_FULL" if is_full else "BUFFERED", policy.size)
+    return Decision(facts.contribution_count > 0, "EACH_CONTRIBUTION", 1)
+
+
+def _decide_synchronous(now_seconds: float, facts: RoundFacts, policy: Synchronous) -> Decision:
     required = _required_count(facts, policy)
     if facts.contribution_count >= policy.quorum:
         return Decision(True, "QUORUM_REACHED", required)
     if facts.contribution_count >= required:
-        return Decision(True, "ALL_LIVE_CONTRIBUTED", required)
+        return _ended(facts, policy, "ALL_LIVE_CONTRIBUTED", required)
     if policy.timeout_seconds is None or facts.opened_at_seconds is None:
         return Decision(False, "WAITING_FOR_QUORUM", required)
     ends_at = facts.opened_at_seconds + policy.timeout_seconds
     if now_seconds >= ends_at:
-        return Decision(True, "TIMEOUT", required)
+        return _ended(facts, policy, "TIMEOUT", required)
     return Decision(False, "WAITING_FOR_QUORUM", required, ends_at)
 
 
-def waiting_for(facts: RoundFacts, policy: Policy) -> str:
-    """What the run waits for, in words; empty when it keeps nobody waiting."""
-    if isinstance(policy, Asynchronous) or not facts.live_count:
+def decide_at_change(facts: RoundFacts, policy: Policy) -> Decision:
+    """Decides on the round that is open when its policy is replaced: it ends with what it holds."""
+    return _ended(facts, policy, "POLICY_CHANGED", facts.contribution_count)
+
+
+def _ended(facts: RoundFacts, policy: Policy, reason: str, required_count: int) -> Decision:
+    """A round that ends before it is full."""
+    if facts.contribution_count < smallest_cohort(policy):
+        return Decision(True, "COHORT_TOO_SMALL", required_count, refuse=True)
+    return Decision(True, reason, required_count)
+
+
+class PullFacts(NamedTuple):
+    """What is known of a live worker that wants to pull."""
+
+    clock: int
+    slowest_clock: int
+    """Of the live workers."""
+
+
+def may_pull(facts: PullFacts, policy: Policy) -> tuple[bool, str]:
+    """Whether a worker may have fast weights now, and why (not)."""
+    if not isinstance(policy, BoundedStaleness):
+        return True, "UNBOUNDED"
+    lead = facts.clock - facts.slowest_clock
+    return (True, "WITHIN_BOUND") if lead <= policy.bound else (False, "WAITING_FOR_SLOWEST")
+
+
+def round_size(policy: Policy) -> int:
+    """The contributions that a round holds at most."""
+    if isinstance(policy, Synchronous):
+        return policy.quorum
+    return policy.size if isinstance(policy, Buffered) else 1
+
+
+def smallest_cohort(policy: Policy) -> int:
+    """The fewest contributions that may be made one step."""
+    if isinstance(policy, Synchronous | Buffered):
+        return fewest_contributions(policy.combine, policy.trim_count)
+    return 1
+
+
+def combination(policy: Policy) -> Combine:
+    """How a round's contributions become one gradient."""
+    if isinstance(policy, Synchronous | Buffered):
+        return Combine(policy.combine, policy.trim_count if policy.combine == "trimmed_mean" else 0)
+    return MEAN
+
+
+def staleness_limit(policy: Policy) -> int | None:
+    """The staleest contribution taken; None: any."""
+    if isinstance(policy, Synchronous):
+        return 0
+    return None if isinstance(policy, BoundedStaleness) else policy.max_staleness
+
+
+def missing_workers(facts: RoundFacts, policy: Policy) -> str:
+    """How many workers have to join before the run can go on, in words; empty if none."""
+    if not isinstance(policy, Synchronous) or facts.is_formed or not facts.live_count:
         return ""
     missing = policy.quorum - facts.live_count
-    if missing > 0 and not facts.is_formed:
-        return f"{_count(missing, 'more worker')} to join: the quorum is {policy.quorum}, {facts.live_count} live"
-    if not facts.contribution_count:
+    if missing <= 0:
         return ""
+    return f"{_count(missing, 'more worker')} to join: the quorum is {policy.quorum}, {facts.live_count} live"
+
+
+def waiting_for(facts: RoundFacts, policy: Policy) -> str:
+    """What a round waits for, in words; empty when it keeps nobody waiting."""
+    if not isinstance(policy, Synchronous) or not facts.live_count:
+        return ""
+    missing = missing_workers(facts, policy)
+    if missing or not facts.contribution_count:
+        return missing
     required = _required_count(facts, policy)
     return f"{_count(required - facts.contribution_count, 'more contribution')} to the round, which needs {required}"
 
@@ -71,13 +152,15 @@ def _required_count(facts: RoundFacts, policy: Synchronous) -> int:
     return max(1, min(policy.quorum, facts.contribution_count + facts.awaited_count))
 
 
-def mean_weights(example_counts: Sequence[int], staleness: Sequence[int], policy: Policy) -> list[float]:
-    """The factor of each contribution: its share of the examples, scaled by staleness where the policy says so."""
+def factors(example_counts: Sequence[int], staleness: Sequence[int], policy: Policy) -> list[float]:
+    """What each contribution is multiplied with before they are combined.
+
+    For a mean its share of the examples, scaled by staleness where the policy says so; otherwise the scale alone.
+    """
+    is_scaled = isinstance(policy, Asynchronous | Buffered) and policy.scaling == "inverse"
     total = sum(example_counts)
-    shares = [count / total for count in example_counts]
-    if isinstance(policy, Asynchronous) and policy.scaling == "inverse":
-        return [share / (1 + steps) for share, steps in zip(shares, staleness, strict=True)]
-    return shares
+    shares = [count / total for count in example_counts] if combination(policy) == MEAN else [1.0] * len(staleness)
+    return [share / (1 + steps) for share, steps in zip(shares, staleness, strict=True)] if is_scaled else shares
 
 
 def mean_loss(losses: Sequence[tuple[float | None, int]]) -> float | None:
@@ -88,6 +171,6 @@ def mean_loss(losses: Sequence[tuple[float | None, int]]) -> float | None:
 
 def is_formed(was_formed: bool, live_count: int, policy: Policy) -> bool:
     """Whether the quorum has been alive at one time since the run was last empty."""
-    if isinstance(policy, Asynchronous) or live_count == 0:
+    if not isinstance(policy, Synchronous) or live_count == 0:
         return False
     return was_formed or live_count >= policy.quorum

@@ -7,7 +7,7 @@ array.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from kedge import optim
 from kedge.optim.controls import StepValues
+from kedge_server.core.combine import MEAN, Combine, combined
 from kedge_server.core.plan import BlockPlan, Plan, Shape
 from kedge_server.core.rules import State, StepScalars, rule_of
 
@@ -54,7 +55,7 @@ class Scalars(NamedTuple):
 class _Parts(NamedTuple):
     """What a block's gradient is summed from. What the arrays have beyond the block's size is not for use."""
 
-    gradients: tuple[np.ndarray, ...]
+    gradients: tuple[np.ndarray | jax.Array, ...]
     factors: tuple[np.float32, ...]
 
 
@@ -109,24 +110,31 @@ class Program:
         blocks: Blocks,
         gradients: Sequence[np.ndarray],
         *,
-        mean_weights: Sequence[float],
+        factors: Sequence[float],
         step: int,
         values: Sequence[StepValues],
+        combine: Combine = MEAN,
     ) -> Blocks:
         """Applies one round. The rule's state in `blocks` is consumed: after an error it is lost.
+
+        A combination other than the mean takes the memory of one block beside the state, and with a clip by norm, which
+        needs it twice, that of all blocks that are not frozen: 4 bytes a parameter.
 
         Args:
             blocks: the state after step - 1.
             gradients: one for each contribution, float32, flat.
-            mean_weights: the factor of each contribution in the sum.
+            factors: what each contribution is multiplied with: for the mean its share too, else its scale alone.
             step: the number of the step that this makes, from 1.
             values: the hyperparameters of this step, for each parameter group.
+            combine: what is done with the products. The round has its `required_count` at least.
 
         Returns:
             The state after the step. The arrays may still be computing.
         """
-        factors = tuple(np.float32(weight) for weight in mean_weights)
-        parts = [_Parts(tuple(_view(block, flat) for flat in gradients), factors) for block in self.plan.blocks]
+        assert len(gradients) == len(factors) >= combine.required_count
+        parts: Iterable[_Parts] = self._parts(gradients, tuple(np.float32(factor) for factor in factors), combine)
+        if any(group.grad_clip_norm is not None for group in values):
+            parts = list(parts)
         scales = self._norm_scales(parts, values)
         of_rule = tuple(np.float32(value) for value in rule_of(self._spec.rule).scalars(self._spec.rule_step(step)))
         scalars = [_scalars(group, scales.get(group.norm_scope), of_rule) for group in values]
@@ -149,9 +157,22 @@ class Program:
         state = None if block.is_frozen else kernels.init(weights, np.float32(values.lr))
         return Block(weights, state, weights if self._spec.sync_period is not None else None)
 
-    def _norm_scales(self, parts: Sequence[_Parts], values: Sequence[StepValues]) -> dict[int, jax.Array]:
-        """The factor of each scope that is clipped by its norm."""
+    def _parts(
+        self, gradients: Sequence[np.ndarray], factors: tuple[np.float32, ...], combine: Combine
+    ) -> Iterator[_Parts]:
+        """Block by block, so that no combination is held longer than it is needed."""
+        for block in self.plan.blocks:
+            views = tuple(_view(block, flat) for flat in gradients)
+            if combine.kind == "mean" or block.is_frozen:
+                yield _Parts(views, factors)
+            else:
+                yield _Parts((combined(views, factors, combine),), (np.float32(1),))
+
+    def _norm_scales(self, parts: Iterable[_Parts], values: Sequence[StepValues]) -> dict[int, jax.Array]:
+        """The factor of each scope that is clipped by its norm. Without any the parts are left as they are."""
         limits = {group.norm_scope: group.grad_clip_norm for group in values if group.grad_clip_norm is not None}
+        if not limits:
+            return {}
         squares: dict[int, list[jax.Array]] = {scope: [] for scope in limits}
         for block, part in zip(self.plan.blocks, parts, strict=True):
             scope = values[block.group].norm_scope

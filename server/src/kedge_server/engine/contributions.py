@@ -1,51 +1,54 @@
-"""A contribution in the engine: its gradient in a staging buffer, its place in a round, its result to come."""
+"""A contribution in the engine: its gradient in a staging buffer, and those who wait for its result."""
 
 import asyncio
-from dataclasses import dataclass, field
 
-from kedge.optim.controls import StepValues
+from kedge_server.core.contributions import Contribution
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.staging import StagingBuffer
 
 
-@dataclass
-class Round:
-    """The contributions that become one step. Open until `close_reason` is there."""
+class PendingContribution(Contribution):
+    """One pushed gradient, from its arrival to its result.
 
-    contributions: list["Contribution"] = field(default_factory=list)
-    opened_at_seconds: float | None = None
-    close_reason: str = ""
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
-    values: tuple[StepValues, ...] = ()
-    """The hyperparameters of the step, as they were when it closed."""
+    Args:
+        header: what its worker says of it.
+        gradient: its gradient, owned from now on; given back when it is rejected, or applied.
+    """
 
+    def __init__(self, header: ContributionHeader, gradient: StagingBuffer) -> None:
+        super().__init__(header)
+        self.closed = asyncio.Event()
+        """Its round is no longer open."""
+        self.outcome: asyncio.Future[PushResult] = asyncio.get_running_loop().create_future()
+        self._gradient: StagingBuffer | None = gradient
 
-@dataclass(eq=False)
-class Contribution:
-    """One pushed gradient, from its arrival to its result."""
+    @property
+    def gradient(self) -> StagingBuffer:
+        """Its gradient, which is there as long as it is held or being applied."""
+        assert self._gradient is not None, "a contribution in a round has its gradient"
+        return self._gradient
 
-    header: ContributionHeader
-    staleness: int
-    result: "asyncio.Future[PushResult]"
-    round: Round | None = None
-    """The round it waits in; None for a rejected one."""
-    gradient: StagingBuffer | None = None
-    """Its gradient; None when rejected, and once applied."""
+    def on_closed(self) -> None:
+        """Wakes those who wait for its round."""
+        self.closed.set()
 
-    def settle(self, result: PushResult) -> None:
-        """Gives everyone who waits the result. The round is let go: the ledger keeps results, not rounds."""
-        self.round = None
-        if not self.result.done():
-            self.result.set_result(result)
+    def on_result(self, result: PushResult) -> None:
+        """Gives everyone who waits the result, and the buffer back."""
+        self.release()
+        self.closed.set()
+        if not self.outcome.done():
+            self.outcome.set_result(result)
 
     def fail(self, error: Exception) -> None:
-        """Gives everyone who waits an error."""
-        if not self.result.done():
-            self.result.set_exception(error)
-            self.result.exception()  # a contribution that nobody waits for is no defect to warn of
+        """Gives everyone who waits an error, and the buffer back."""
+        self.release()
+        self.closed.set()
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+            self.outcome.exception()  # a contribution that nobody waits for is no defect to warn of
 
     def release(self) -> None:
-        """Gives its buffer back."""
-        if self.gradient is not None:
-            self.gradient.release()
-            self.gradient = None
+        """Gives the buffer back."""
+        if self._gradient is not None:
+            self._gradient.release()
+            self._gradient = None

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from kedge.optim.controls import StepValues
+from kedge_server.core.combine import MEAN, Combine
 from kedge_server.core.plan import Plan
 from kedge_server.core.update import Program
 from kedge_server.engine.snapshots import Snapshot
@@ -59,13 +60,24 @@ class Writer:
         self._blocks = self._program.init(weights, values)
 
     def apply(
-        self, gradients: Sequence[np.ndarray], mean_weights: Sequence[float], values: Sequence[StepValues]
+        self,
+        gradients: Sequence[np.ndarray],
+        factors: Sequence[float],
+        values: Sequence[StepValues],
+        combine: Combine = MEAN,
     ) -> Snapshot:
-        """Applies one round and waits for it: afterwards the gradients may be overwritten."""
+        """Applies one round and waits for it: afterwards the gradients may be overwritten.
+
+        Args:
+            gradients: one for each contribution, float32, flat.
+            factors: what each is multiplied with: for the mean its share too, else its scale alone.
+            values: the hyperparameters of the step, for each parameter group.
+            combine: what is done with the products. The round has its `required_count` at least.
+        """
         self._step += 1
         self._lookahead_sync_count += self._spec.ends_sync_period(self._step)
         self._blocks = self._program.apply(
-            self._blocks, gradients, mean_weights=mean_weights, step=self._step, values=values
+            self._blocks, gradients, factors=factors, step=self._step, values=values, combine=combine
         )
         jax.block_until_ready(self._blocks)  # type: ignore[no-untyped-call]  # JAX leaves it bare
         return self.snapshot()

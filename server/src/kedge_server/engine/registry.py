@@ -9,34 +9,21 @@ import numpy as np
 
 from kedge.optim import Group, Optimizer
 from kedge.optim.controls import Controls
-from kedge.policies import Policy, Synchronous
+from kedge.policies import Admission, Policy
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
 from kedge.wire.reflection import Refusing
+from kedge_server.core.coordinator import Bounds
 from kedge_server.core.plan import Plan
 from kedge_server.core.plan import plan as make_plan
+from kedge_server.core.rounds import round_size
 from kedge_server.core.rules import check_rule
 from kedge_server.engine.clock import Clock, LoopClock
 from kedge_server.engine.device import DeviceThread, Writer, default_block_elements
+from kedge_server.engine.limits import Limits
 from kedge_server.engine.run import RunConfig, RunEngine
 from kedge_server.engine.snapshots import Snapshot
 from kedge_server.engine.staging import StagingBuffer, StagingPool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What bounds the server, whatever its peers send."""
-
-    staging_bytes: int
-    runs: int
-    workers_per_run: int
-    parameters_per_run: int
-    upload_idle_seconds: float
-    """How long an upload may make no progress."""
-    lease_seconds: float
-    """The lease of a worker that asks for none."""
-    min_lease_seconds: float
-    max_lease_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +34,7 @@ class NewRun:
     manifest: Manifest
     optimizer: Optimizer
     policy: Policy
+    admission: Admission
     groups: tuple[Group, ...]
     request_id: str
 
@@ -195,7 +183,6 @@ class Registry:
             name=new.name,
             manifest=new.manifest,
             optimizer=new.optimizer,
-            policy=new.policy,
             groups=new.groups,
             created_at_seconds=time.time(),
             request_id=new.request_id,
@@ -204,9 +191,12 @@ class Registry:
             config,
             writer,
             snapshot,
+            policy=new.policy,
+            admission=new.admission,
             device=self._device,
             clock=self._clock,
-            worker_limit=self.limits.workers_per_run,
+            bounds=Bounds(self.limits.workers_per_run, self.limits.contributions_per_run),
+            kept_events=self.limits.events_per_run,
             first_epoch=self.next_epoch(),
         )
 
@@ -219,20 +209,36 @@ class Registry:
                 limit=limit,
                 parameter_count=new.manifest.element_count,
             )
-        quorum = new.policy.quorum if isinstance(new.policy, Synchronous) else 1
-        if 4 * new.manifest.element_count * quorum > self.limits.staging_bytes:
-            raise KedgeError(
-                "RUN_TOO_LARGE",
-                f"{quorum} gradients of {4 * new.manifest.element_count} bytes have to be held at once, "
-                f"limits.staging_bytes is {self.limits.staging_bytes}: raise it, or lower the quorum",
-                limit=self.limits.staging_bytes,
-                parameter_count=new.manifest.element_count,
-            )
+        self.require_room(new.manifest.element_count, new.policy)
         if len(self._runs) + len(self._creating) >= self.limits.runs:
             raise KedgeError(
                 "TOO_MANY_RUNS",
                 f"the server holds {len(self._runs)} runs, limits.runs is {self.limits.runs}: delete one",
                 limit=self.limits.runs,
+            )
+
+    def require_room(self, element_count: int, policy: Policy) -> None:
+        """Refuses a policy whose rounds could never be held.
+
+        Raises:
+            KedgeError: RUN_TOO_LARGE.
+        """
+        count = round_size(policy)
+        if 4 * element_count * count > self.limits.staging_bytes:
+            raise KedgeError(
+                "RUN_TOO_LARGE",
+                f"{count} gradients of {4 * element_count} bytes have to be held at once, "
+                f"limits.staging_bytes is {self.limits.staging_bytes}: raise it, or lower the quorum or size",
+                limit=self.limits.staging_bytes,
+                parameter_count=element_count,
+            )
+        if count > self.limits.contributions_per_run:
+            raise KedgeError(
+                "RUN_TOO_LARGE",
+                f"{count} contributions have to be held at once, limits.contributions_per_run is "
+                f"{self.limits.contributions_per_run}: raise it, or lower the quorum or size",
+                limit=self.limits.contributions_per_run,
+                parameter_count=element_count,
             )
 
 

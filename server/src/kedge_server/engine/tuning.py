@@ -23,8 +23,6 @@ class Tuning:
 
     def __init__(self, run: str, spec: UpdateSpec, groups: tuple[Group, ...]) -> None:
         self._run = run
-        self._steps: _Answers[int] = _Answers()
-        self._ticks: _Answers[RateState] = _Answers()
         self.controls = Controls.begin(spec, groups)
 
     def next_step(self, loss: float | None, example_count: int) -> tuple[StepValues, ...]:
@@ -38,44 +36,32 @@ class Tuning:
         self.controls = self.controls.after_step(loss, example_count)
         return values
 
-    def change(self, group: str, change: Change, *, step: int, request_id: str) -> int:
-        """Changes what the steps from this one on are made with, once for each request.
-
-        Returns:
-            The step.
+    def change(self, group: str, change: Change, *, step: int) -> None:
+        """Changes what the steps from this one on are made with.
 
         Raises:
             KedgeError: INVALID_CONFIGURATION.
         """
+        before = self.controls
+        with Refusing("hyperparameters"):
+            self.controls = before.changed(group, change, step=step)
+        if self.controls is not before:
+            given = {field: str(value) for field, value in change._asdict().items() if value is not None}
+            _log.info("hyperparameters changed", run=self._run, group=group, from_step=step, **given)
 
-        def make() -> int:
-            before = self.controls
-            with Refusing("hyperparameters"):
-                self.controls = before.changed(group, change, step=step)
-            if self.controls is not before:
-                given = {field: str(value) for field, value in change._asdict().items() if value is not None}
-                _log.info("hyperparameters changed", run=self._run, group=group, from_step=step, **given)
-            return step
-
-        return self._steps.answer(request_id, make)
-
-    def tick(self, group: str, to: int | None, *, request_id: str) -> RateState:
-        """Ticks a schedule by hand, once for each request.
+    def tick(self, group: str, to: int | None) -> RateState:
+        """Ticks a schedule by hand.
 
         Raises:
             KedgeError: INVALID_CONFIGURATION.
         """
-
-        def make() -> RateState:
-            with Refusing("schedule"):
-                self.controls = self.controls.ticked(group, to)
-                return self.controls.rate_state(group)
-
-        return self._ticks.answer(request_id, make)
+        with Refusing("schedule"):
+            self.controls = self.controls.ticked(group, to)
+            return self.controls.rate_state(group)
 
 
-class _Answers(Generic[AnswerT]):
-    """What was answered to the last requests that have an id."""
+class Answers(Generic[AnswerT]):
+    """What was answered to the last requests that have an id, so that one that is repeated is done once."""
 
     def __init__(self) -> None:
         self._answers: OrderedDict[str, AnswerT] = OrderedDict()

@@ -7,12 +7,14 @@ from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
 from kedge.wire import convert as wire
 from kedge.wire import names
 from kedge.wire.errors import KedgeError
-from kedge.wire.groups import change_to_wire, group_to_wire, groups_from_wire
+from kedge.wire.groups import change_from_wire, change_to_wire, group_to_wire, groups_from_wire
+from kedge.wire.policies import admission_from_wire, admission_to_wire, policy_from_wire, policy_to_wire
 from kedge.wire.reflection import invalid
+from kedge_server.core.events import Event
+from kedge_server.core.leases import Lease
 from kedge_server.core.values import ContributionHeader, PushResult
-from kedge_server.engine.leases import Lease
 from kedge_server.engine.registry import NewRun
-from kedge_server.engine.run import RunEngine, RunState
+from kedge_server.engine.run import RunEngine, RunState, RunUpdate
 from kedge_server.engine.snapshots import Snapshot, Weights
 
 # A run is described in one message of at most 4 MiB, with what its workers add.
@@ -20,6 +22,7 @@ _MAX_MANIFEST_BYTES = 3 << 20
 _MAX_GROUPS_BYTES = 256 << 10
 _MAX_CHANGES_BYTES = 64 << 10
 _MAX_REQUEST_ID_LENGTH = 64
+_MAX_CAUSE_LENGTH = 256
 
 _WEIGHTS: dict[int, Weights] = {
     tensor_pb2.WEIGHTS_UNSPECIFIED: "fast",
@@ -45,7 +48,8 @@ def new_run(header: run_service_pb2.CreateRunHeader) -> NewRun:
         name=f"runs/{names.check_id(header.run_id, what='run')}",
         manifest=wire.manifest_from_wire(header.manifest),
         optimizer=wire.optimizer_from_wire(header.optimizer),
-        policy=wire.policy_from_wire(header.aggregation),
+        policy=policy_from_wire(header.aggregation),
+        admission=admission_from_wire(header.admission),
         groups=groups_from_wire(header.groups),
         request_id=request_id(header),
     )
@@ -62,6 +66,41 @@ def request_id(message: Any) -> str:
         problem = f"request_id has {len(given)} characters: it must be at most {_MAX_REQUEST_ID_LENGTH}"
         raise invalid("request_id", problem)
     return given
+
+
+def run_update(request: run_service_pb2.UpdateRunRequest) -> RunUpdate:
+    """What a live run is to be changed to.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION.
+    """
+    group, change = "", None
+    if request.HasField("hyperparameters"):
+        _, group, change = change_from_wire(request.hyperparameters)
+    return RunUpdate(
+        group,
+        change,
+        policy=policy_from_wire(request.aggregation) if request.HasField("aggregation") else None,
+        admission=admission_from_wire(request.admission) if request.HasField("admission") else None,
+    )
+
+
+def watch_start(request: run_service_pb2.WatchRunRequest) -> dict[str, int]:
+    """Where a watch begins, as `Feed.reader` takes it."""
+    start = request.WhichOneof("start")
+    return {start: getattr(request, start)} if start else {}
+
+
+def eviction(request: run_service_pb2.EvictWorkerRequest) -> tuple[str, float | None]:
+    """Why a worker is sent away, and for how long.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION.
+    """
+    if len(request.cause) > _MAX_CAUSE_LENGTH:
+        problem = f"cause has {len(request.cause)} characters: it must be at most {_MAX_CAUSE_LENGTH}"
+        raise invalid("cause", problem)
+    return request.cause, wire.duration_from_wire(request, "block")
 
 
 def contribution_header(header: optimizer_service_pb2.PushHeader) -> tuple[str, ContributionHeader]:
@@ -121,14 +160,34 @@ def run(engine: RunEngine, *, with_manifest: bool) -> run_pb2.Run:
         name=config.name,
         parameter_count=config.manifest.element_count,
         optimizer=wire.optimizer_to_wire(config.optimizer),
-        aggregation=wire.policy_to_wire(config.policy),
+        aggregation=policy_to_wire(engine.policy),
         state=_state(state, config.name),
         groups=[group_to_wire(group) for group in config.groups],
         changes=_last_changes(state.changes),
+        admission=admission_to_wire(engine.admission),
     )
     message.create_time.FromNanoseconds(round(config.created_at_seconds * 1e9))
     if with_manifest:
         message.manifest.CopyFrom(wire.manifest_to_wire(config.manifest))
+    return message
+
+
+def event(happened: Event, run_name: str) -> run_pb2.Event:
+    """Something that happened to a run."""
+    message = run_pb2.Event(
+        number=happened.number,
+        kind=f"EVENT_KIND_{happened.kind.upper()}",
+        step=happened.step,
+        worker=f"{run_name}/workers/{happened.worker_id}" if happened.worker_id else "",
+        epoch=happened.epoch,
+        reason=happened.reason,
+        message=happened.message,
+        contribution_count=happened.contribution_count,
+        loss=happened.loss,
+        aggregation=policy_to_wire(happened.policy) if happened.policy else None,
+        skipped_counts={kind.upper(): count for kind, count in happened.skipped_counts.items()},
+    )
+    message.time.FromNanoseconds(round(happened.time_seconds * 1e9))
     return message
 
 
@@ -191,4 +250,5 @@ def _worker(lease: Lease, remaining_seconds: float, run_name: str) -> run_pb2.Wo
         rejected_count=lease.rejected_count,
         last_staleness=max(0, lease.last_staleness),
         last_loss=lease.last_loss,
+        clock=lease.clock,
     )

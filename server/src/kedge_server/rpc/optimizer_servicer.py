@@ -44,12 +44,15 @@ class OptimizerServicer:
                     run, result = await self._receive(requests, request.push)
                     yield pb.ExchangeResponse(result=convert.push_result(result))
                     if request.push.HasField("pull"):
-                        answer = _pull(run, _after(request.push.pull, result), pb.ExchangeResponse)
+                        spec = _after(request.push.pull, result)
+                        worker_id = names.parse_worker(request.push.worker).worker_id
+                        answer = _pull(run, spec, pb.ExchangeResponse, worker_id=worker_id)
                     else:
                         continue
                 case "pull":
-                    run = self._registry.get(names.parse_worker(request.pull.worker).run)
-                    answer = _pull(run, request.pull.pull, pb.ExchangeResponse)
+                    worker = names.parse_worker(request.pull.worker)
+                    run = self._registry.get(worker.run)
+                    answer = _pull(run, request.pull.pull, pb.ExchangeResponse, worker_id=worker.worker_id)
                 case _:
                     raise streams.unexpected("push or pull", request)
             async for message in answer:
@@ -84,13 +87,26 @@ def _after(spec: pb.PullSpec, result: PushResult) -> pb.PullSpec:
     return after
 
 
-async def _pull(run: RunEngine, spec: pb.PullSpec, response: type[Any]) -> AsyncIterator[Message | bytes]:
+async def _pull(
+    run: RunEngine, spec: pb.PullSpec, response: type[Any], *, worker_id: str | None = None
+) -> AsyncIterator[Message | bytes]:
+    """Sends weights. A worker that is to go on with fast ones may have to wait for others."""
     weights = convert.weights_of(spec)
     dtype = wire.dtype_from_wire(spec.dtype, default="float32")
     run.require_weights(weights)
-    snapshot: Snapshot = await run.wait_for_step(spec.min_step, wire.duration_from_wire(spec, "wait") or 0)
-    encoding = snapshot.encoding(weights, dtype)
+    snapshot: Snapshot = await run.snapshot_for(
+        worker_id if weights == "fast" else None,
+        min_step=spec.min_step,
+        wait_seconds=wire.duration_from_wire(spec, "wait") or 0,
+    )
     digest = run.config.manifest.digest
+    if spec.HasField("if_newer_than") and snapshot.step <= spec.if_newer_than:
+        header = convert.weights_header(snapshot, weights, dtype=dtype, size_bytes=0, digest=digest)
+        header.is_unchanged = True
+        yield response(header=header)
+        yield response(trailer=tensor_pb2.StreamTrailer())
+        return
+    encoding = snapshot.encoding(weights, dtype)
     yield response(
         header=convert.weights_header(snapshot, weights, dtype=dtype, size_bytes=encoding.size_bytes, digest=digest)
     )

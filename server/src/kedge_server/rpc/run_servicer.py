@@ -9,7 +9,6 @@ from kedge.wire import convert as wire
 from kedge.wire import names
 from kedge.wire.codec import MAX_MESSAGE_BYTES
 from kedge.wire.errors import KedgeError
-from kedge.wire.groups import change_from_wire
 from kedge_server.engine.registry import Registry
 from kedge_server.rpc import convert, streams
 
@@ -77,10 +76,12 @@ class RunServicer:
         return run_service_pb2.ListRunsResponse(runs=page, next_page_token=token)
 
     async def update_run(self, request: run_service_pb2.UpdateRunRequest) -> run_service_pb2.UpdateRunResponse:
-        """Changes the hyperparameters of a live run."""
+        """Changes a live run."""
         run = self._registry.get(_run_name(request.name))
-        _, group, change = change_from_wire(request.hyperparameters)
-        step = run.set_hyperparameters(group, change, request_id=convert.request_id(request))
+        update = convert.run_update(request)
+        if update.policy is not None:
+            self._registry.require_room(run.config.manifest.element_count, update.policy)
+        step = run.update(update, request_id=convert.request_id(request))
         return run_service_pb2.UpdateRunResponse(step=step)
 
     async def tick_schedule(self, request: run_service_pb2.TickScheduleRequest) -> run_service_pb2.TickScheduleResponse:
@@ -125,6 +126,24 @@ class RunServicer:
         worker = names.parse_worker(request.worker)
         self._registry.get(worker.run).leave(worker.worker_id, request.epoch)
         return run_service_pb2.LeaveRunResponse()
+
+    async def evict_worker(self, request: run_service_pb2.EvictWorkerRequest) -> run_service_pb2.EvictWorkerResponse:
+        """Ends a worker's lease from outside."""
+        worker = names.parse_worker(request.worker)
+        cause, block_seconds = convert.eviction(request)
+        self._registry.get(worker.run).evict(worker.worker_id, cause, block_seconds)
+        return run_service_pb2.EvictWorkerResponse()
+
+    async def watch_run(
+        self, request: run_service_pb2.WatchRunRequest
+    ) -> AsyncIterator[run_service_pb2.WatchRunResponse]:
+        """Tells what happens to a run."""
+        run = self._registry.get(_run_name(request.name))
+        reader = run.feed.reader(**convert.watch_start(request))
+        yield run_service_pb2.WatchRunResponse()
+        while True:
+            events = await run.feed.next(reader)
+            yield run_service_pb2.WatchRunResponse(events=[convert.event(event, run.config.name) for event in events])
 
 
 def _run_name(name: str) -> str:

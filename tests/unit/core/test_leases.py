@@ -3,7 +3,7 @@
 import pytest
 
 from kedge.wire.errors import KedgeError
-from kedge_server.engine.leases import Lease, LeaseTable
+from kedge_server.core.leases import Lease, LeaseTable
 
 FIRST_EPOCH = 100
 

@@ -1,10 +1,13 @@
 """Who may contribute: the leases of a run's workers. Time comes in as an argument."""
 
+from collections import OrderedDict
+from collections.abc import KeysView
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from kedge.wire.errors import KedgeError
+from kedge_server.core.contributions import Contribution
 from kedge_server.core.ledger import Ledger
-from kedge_server.engine.contributions import Contribution
 
 
 @dataclass
@@ -20,6 +23,19 @@ class Lease:
     rejected_count: int = 0
     last_staleness: int = 0
     last_loss: float | None = None
+    clock: int = 0
+    """Under `BoundedStaleness`: its judged contributions, counted from the slowest worker's clock when it joined."""
+    bad_count: int = 0
+    """Contributions in a row that were rejected for their values."""
+    eviction_cause: str | None = None
+    """Why it was sent away; None if it was not."""
+
+
+class Block(NamedTuple):
+    """A worker's name that nobody may join under for a while."""
+
+    until_seconds: float
+    cause: str
 
 
 class LeaseTable:
@@ -41,6 +57,7 @@ class LeaseTable:
         self._live: dict[str, Lease] = {}
         self._ended: dict[tuple[str, int], Lease] = {}
         self._last_epochs: dict[str, int] = {}
+        self._blocks: OrderedDict[str, Block] = OrderedDict()
 
     def __len__(self) -> int:
         """How many workers live."""
@@ -52,6 +69,25 @@ class LeaseTable:
         return [self._live[worker_id] for worker_id in sorted(self._live)]
 
     @property
+    def live_ids(self) -> KeysView[str]:
+        """The workers that hold a lease."""
+        return self._live.keys()
+
+    def of_worker(self, worker_id: str) -> Lease | None:
+        """A worker's lease; None if it holds none."""
+        return self._live.get(worker_id)
+
+    @property
+    def slowest_clock(self) -> int:
+        """The least clock of a live worker; 0 if there is none."""
+        return min((lease.clock for lease in self._live.values()), default=0)
+
+    def reset_clocks(self) -> None:
+        """Lets all live workers begin side by side."""
+        for lease in self._live.values():
+            lease.clock = 0
+
+    @property
     def next_expiry_seconds(self) -> float | None:
         """When the next lease expires, if nothing renews it."""
         return min((lease.expires_at_seconds for lease in self._live.values()), default=None)
@@ -61,20 +97,23 @@ class LeaseTable:
         return self._live.get(lease.worker_id) is lease
 
     def join(self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float) -> Lease:
-        """Grants a lease; one that the worker held ends.
+        """Grants a lease; one that the worker held ends, and hands its clock on.
 
         Raises:
-            KedgeError: TOO_MANY_WORKERS.
+            KedgeError: TOO_MANY_WORKERS; WORKER_EVICTED while the name is blocked.
         """
+        self._require_not_blocked(worker_id, now_seconds)
         if worker_id not in self._live and len(self._live) >= self._worker_limit:
             raise KedgeError(
                 "TOO_MANY_WORKERS",
                 f"{self._run} has {self._worker_limit} workers, as many as limits.workers_per_run allows",
                 limit=self._worker_limit,
             )
-        if worker_id in self._live:
-            self._end(self._live[worker_id])
-        lease = Lease(worker_id, epoch, duration_seconds, now_seconds + duration_seconds)
+        held = self._live.get(worker_id)
+        clock = self.slowest_clock if held is None else held.clock
+        if held is not None:
+            self._end(held)
+        lease = Lease(worker_id, epoch, duration_seconds, now_seconds + duration_seconds, clock=clock)
         self._live[worker_id] = lease
         self._last_epochs[worker_id] = epoch
         return lease
@@ -89,6 +128,12 @@ class LeaseTable:
         if lease is not None and lease.epoch == epoch:
             lease.applied_count += 1
 
+    def count_rejected(self, worker_id: str, epoch: int) -> None:
+        """Counts a contribution that changed nothing."""
+        lease = self._live.get(worker_id)
+        if lease is not None and lease.epoch == epoch:
+            lease.rejected_count += 1
+
     def leave(self, worker_id: str, epoch: int) -> bool:
         """Ends a lease, and says whether it still was one."""
         lease = self._live.get(worker_id)
@@ -96,6 +141,17 @@ class LeaseTable:
             return False
         self._end(lease)
         return True
+
+    def evict(self, lease: Lease, cause: str, block_until_seconds: float | None) -> None:
+        """Ends a lease from outside; nobody may join under the worker's name until then."""
+        lease.eviction_cause = cause
+        self._end(lease)
+        if block_until_seconds is None:
+            return
+        self._blocks[lease.worker_id] = Block(block_until_seconds, cause)
+        self._blocks.move_to_end(lease.worker_id)
+        while len(self._blocks) > self._ended_limit:
+            self._blocks.popitem(last=False)
 
     def expire(self, now_seconds: float) -> list[Lease]:
         """Ends the leases that ran out, and names them."""
@@ -122,10 +178,30 @@ class LeaseTable:
         """Lets only the worker's present lease through.
 
         Raises:
-            KedgeError: LEASE_EXPIRED or WORKER_SUPERSEDED.
+            KedgeError: LEASE_EXPIRED, WORKER_SUPERSEDED or WORKER_EVICTED.
         """
-        if not self.is_live(lease):
-            raise self._not_live(lease.worker_id, lease.epoch)
+        if self.is_live(lease):
+            return
+        if lease.eviction_cause is not None:
+            raise self._evicted(lease.worker_id, lease.eviction_cause)
+        raise self._not_live(lease.worker_id, lease.epoch)
+
+    def _require_not_blocked(self, worker_id: str, now_seconds: float) -> None:
+        block = self._blocks.get(worker_id)
+        if block is None:
+            return
+        if now_seconds < block.until_seconds:
+            raise self._evicted(worker_id, block.cause)
+        del self._blocks[worker_id]
+
+    def _evicted(self, worker_id: str, cause: str) -> KedgeError:
+        worker = f"{self._run}/workers/{worker_id}"
+        return KedgeError(
+            "WORKER_EVICTED",
+            f"{worker} was sent away ({cause or 'no cause was given'}): look into that before it joins again",
+            worker=worker,
+            cause=cause,
+        )
 
     def _unknown(self, worker_id: str, epoch: int) -> KedgeError:
         worker = f"{self._run}/workers/{worker_id}"

@@ -1,0 +1,114 @@
+"""Aggregation and admission on the wire."""
+
+from typing import Any
+
+from kedge import policies
+from kedge.v1 import run_pb2
+from kedge.wire.convert import duration_from_wire, duration_to_wire
+from kedge.wire.reflection import Refusing, invalid
+
+_COMBINES: dict[int, policies.Combine] = {
+    run_pb2.COMBINE_UNSPECIFIED: "mean",
+    run_pb2.COMBINE_MEAN: "mean",
+    run_pb2.COMBINE_TRIMMED_MEAN: "trimmed_mean",
+    run_pb2.COMBINE_MEDIAN: "median",
+}
+
+_SCALINGS: dict[int, policies.Scaling] = {
+    run_pb2.STALENESS_SCALING_NONE: "none",
+    run_pb2.STALENESS_SCALING_INVERSE: "inverse",
+}
+
+
+def policy_to_wire(policy: policies.Policy) -> run_pb2.Aggregation:
+    """The aggregation."""
+    match policy:
+        case policies.Synchronous():
+            timeout = duration_to_wire(policy.timeout_seconds)
+            message = run_pb2.Synchronous(quorum=policy.quorum, timeout=timeout, **_combination_to_wire(policy))
+            return run_pb2.Aggregation(synchronous=message)
+        case policies.Asynchronous():
+            return run_pb2.Aggregation(asynchronous=run_pb2.Asynchronous(**_staleness_to_wire(policy)))
+        case policies.BoundedStaleness():
+            return run_pb2.Aggregation(bounded_staleness=run_pb2.BoundedStaleness(bound=policy.bound))
+        case policies.Buffered():
+            fields = _staleness_to_wire(policy) | _combination_to_wire(policy)
+            return run_pb2.Aggregation(buffered=run_pb2.Buffered(size=policy.size, **fields))
+
+
+def policy_from_wire(message: run_pb2.Aggregation) -> policies.Policy:
+    """The aggregation.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION.
+    """
+    kind = message.WhichOneof("policy")
+    with Refusing(f"aggregation.{kind}"):
+        match kind:
+            case "synchronous":
+                timeout = duration_from_wire(message.synchronous, "timeout")
+                fields = _combination_from_wire(message.synchronous)
+                return policies.Synchronous(message.synchronous.quorum, timeout_seconds=timeout, **fields)
+            case "asynchronous":
+                return policies.Asynchronous(**_staleness_from_wire(message.asynchronous, default="none"))
+            case "bounded_staleness":
+                return policies.BoundedStaleness(message.bounded_staleness.bound)
+            case "buffered":
+                fields = _staleness_from_wire(message.buffered, default="inverse")
+                return policies.Buffered(message.buffered.size, **fields, **_combination_from_wire(message.buffered))
+    raise invalid("aggregation.policy", "no aggregation policy is set, or one that this server does not know")
+
+
+def admission_to_wire(admission: policies.Admission) -> run_pb2.Admission:
+    """The admission."""
+    return run_pb2.Admission(
+        max_norm=admission.max_norm,
+        outlier_factor=admission.outlier_factor,
+        quarantine_after=admission.quarantine_after,
+        quarantine=duration_to_wire(admission.quarantine_seconds),
+    )
+
+
+def admission_from_wire(message: run_pb2.Admission) -> policies.Admission:
+    """The admission.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION.
+    """
+    given = {
+        name: getattr(message, name)
+        for name in ("max_norm", "outlier_factor", "quarantine_after")
+        if message.HasField(name)
+    }
+    with Refusing("admission"):
+        seconds = duration_from_wire(message, "quarantine")
+        return policies.Admission(**given, **({} if seconds is None else {"quarantine_seconds": seconds}))
+
+
+def _combination_to_wire(policy: policies.Synchronous | policies.Buffered) -> dict[str, Any]:
+    trim_count = policy.trim_count if policy.combine == "trimmed_mean" else 0
+    combine = f"COMBINE_{policy.combine.upper()}"
+    return {"combine": combine, "trim_count": trim_count, "deterministic": policy.deterministic}
+
+
+def _combination_from_wire(message: run_pb2.Synchronous | run_pb2.Buffered) -> dict[str, Any]:
+    if message.combine not in _COMBINES:
+        raise ValueError(f"combine is {message.combine}: this server does not know that number")
+    return {
+        "combine": _COMBINES[message.combine],
+        "trim_count": message.trim_count or 1,
+        "deterministic": message.deterministic if message.HasField("deterministic") else True,
+    }
+
+
+def _staleness_to_wire(policy: policies.Asynchronous | policies.Buffered) -> dict[str, Any]:
+    return {"max_staleness": policy.max_staleness, "scaling": f"STALENESS_SCALING_{policy.scaling.upper()}"}
+
+
+def _staleness_from_wire(
+    message: run_pb2.Asynchronous | run_pb2.Buffered, *, default: policies.Scaling
+) -> dict[str, Any]:
+    return {
+        "max_staleness": message.max_staleness if message.HasField("max_staleness") else None,
+        "scaling": _SCALINGS.get(message.scaling, default),
+    }

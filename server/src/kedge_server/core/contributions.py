@@ -1,0 +1,75 @@
+"""A contribution from its arrival to its result, and the round that it becomes part of."""
+
+from dataclasses import dataclass, field
+
+from kedge.policies import Policy
+from kedge_server.core.rounds import mean_loss
+from kedge_server.core.values import ContributionHeader, PushResult
+
+
+@dataclass(eq=False)
+class Contribution:
+    """One pushed gradient. Whoever has to know overrides `on_closed` and `on_result`."""
+
+    header: ContributionHeader
+    staleness: int = 0
+    """The closed step when it was judged, less its base_step."""
+    result: PushResult | None = None
+    is_held: bool = False
+    """Whether it is in a round that is open."""
+
+    def on_closed(self) -> None:
+        """Its round has closed: a result follows, and can no longer be a rejection."""
+
+    def on_result(self, result: PushResult) -> None:
+        """What became of it is known."""
+
+    def settle(self, result: PushResult) -> None:
+        """Says what became of it."""
+        self.result, self.is_held = result, False
+        self.on_result(result)
+
+
+@dataclass(eq=False)
+class Round:
+    """The contributions that become one step, in the order of their arrival."""
+
+    policy: Policy
+    """The one that it was opened under."""
+    contributions: list[Contribution] = field(default_factory=list)
+    worker_ids: set[str] = field(default_factory=set)
+    opened_at_seconds: float | None = None
+    close_reason: str = ""
+    step: int = 0
+    """The step that it becomes; 0 while it is open."""
+
+    def add(self, contribution: Contribution, now_seconds: float) -> None:
+        """Takes a contribution."""
+        if not self.contributions:
+            self.opened_at_seconds = now_seconds
+        self.contributions.append(contribution)
+        self.worker_ids.add(contribution.header.worker_id)
+        contribution.is_held = True
+
+    def close(self, reason: str, step: int) -> None:
+        """Ends it as a step."""
+        self.close_reason, self.step = reason, step
+        for contribution in self.contributions:
+            contribution.is_held = False
+            contribution.on_closed()
+
+    def in_order(self) -> list[Contribution]:
+        """The contributions as they are summed up: by worker and sequence, unless the policy says otherwise."""
+        if not getattr(self.policy, "deterministic", True):
+            return list(self.contributions)
+        return sorted(self.contributions, key=_by_worker)
+
+    def loss(self) -> tuple[float | None, int]:
+        """The mean loss of the contributions that sent one, None if none did, and the examples that it is of."""
+        told = [(c.header.loss, c.header.example_count) for c in self.in_order() if c.header.loss is not None]
+        return mean_loss(told), sum(count for _, count in told)
+
+
+def _by_worker(contribution: Contribution) -> tuple[str, int, int]:
+    header = contribution.header
+    return header.worker_id, header.epoch, header.sequence

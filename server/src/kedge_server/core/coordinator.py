@@ -1,0 +1,418 @@
+"""Decides who may contribute to a run, and what becomes of each contribution.
+
+Membership, ledger, admission and rounds of one run, as a state machine: it computes no gradient, waits for nothing, and
+knows no time but what it is told. Invariants: a contribution that is taken is in exactly one round, and every round is
+closed, as the next step, or refused; whatever is rejected is in none; sequences are recorded once.
+"""
+
+from collections import Counter
+from typing import NamedTuple, Protocol
+
+from kedge.policies import Admission, BoundedStaleness, Policy
+from kedge.wire.errors import KedgeError
+from kedge_server.core import admission as admitting
+from kedge_server.core import rounds
+from kedge_server.core.contributions import Contribution, Round
+from kedge_server.core.events import EventKind
+from kedge_server.core.leases import Lease, LeaseTable
+from kedge_server.core.values import ContributionHeader, PushResult
+
+_RETRY_AFTER_SECONDS = 0.5
+
+
+class Bounds(NamedTuple):
+    """What bounds a run, whatever its peers send."""
+
+    workers: int
+    """Leases held at once."""
+    contributions: int
+    """Contributions taken and not applied yet."""
+
+
+class Tell(Protocol):
+    """Who hears of what happens."""
+
+    def __call__(
+        self,
+        kind: EventKind,
+        *,
+        worker_id: str = "",
+        epoch: int = 0,
+        reason: str = "",
+        message: str = "",
+        contribution_count: int = 0,
+        loss: float | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """Something happened."""
+
+
+class PullGate(NamedTuple):
+    """What a pull of fast weights by a worker has to wait for."""
+
+    is_open: bool
+    min_step: int = 0
+    """The weights must be of this step at least."""
+    is_exact: bool = False
+    """They must be of exactly `min_step`."""
+    facts: rounds.PullFacts | None = None
+    bound: int = 0
+
+
+class Coordinator:
+    """The decisions of one run.
+
+    Attributes:
+        policy: how contributions become steps.
+        admission: which gradients are taken.
+        leases: its workers.
+        closed_step: the rounds that have closed as steps.
+        barrier_step: under `BoundedStaleness`, the closed step when the slowest worker's clock last rose.
+        due_at_seconds: when time alone may make something due, for `advance`; None: never.
+        applied_count: contributions that are part of applied steps.
+        rejected_counts: those that were rejected, by reason.
+        loss: the mean loss of the last applied step.
+
+    Args:
+        run: its name, for messages.
+        digest: of its manifest.
+        policy: how contributions become steps.
+        admission: which gradients are taken.
+        bounds: what bounds it.
+        first_epoch: greater than any epoch that an earlier run of the same name granted.
+        tell: hears of what happens.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        digest: bytes,
+        policy: Policy,
+        admission: Admission,
+        bounds: Bounds,
+        first_epoch: int,
+        tell: Tell,
+    ) -> None:
+        self.policy = policy
+        self.admission = admission
+        self.leases = LeaseTable(run, worker_limit=bounds.workers, first_epoch=first_epoch)
+        self.closed_step = 0
+        self.barrier_step = 0
+        self.due_at_seconds: float | None = None
+        self.applied_count = 0
+        self.rejected_counts: Counter[str] = Counter()
+        self.loss: float | None = None
+        self._run = run
+        self._digest = digest
+        self._bounds = bounds
+        self._tell = tell
+        self._round = Round(policy)
+        self._closed: list[Round] = []
+        self._pending_count = 0
+        self._is_formed = False
+        self._norms = admitting.NormHistory()
+        self._slowest_clock = 0
+        self._missing_workers = ""
+
+    # Membership
+
+    def join(self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float) -> Lease:
+        """Grants a lease.
+
+        Raises:
+            KedgeError: TOO_MANY_WORKERS or WORKER_EVICTED.
+        """
+        self.advance(now_seconds)
+        superseded = self.leases.of_worker(worker_id)
+        lease = self.leases.join(worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds)
+        if superseded is not None:
+            self._tell_evicted(superseded, "WORKER_SUPERSEDED", "another process has joined under its name")
+        self._tell("joined", worker_id=worker_id, epoch=epoch)
+        self.advance(now_seconds)
+        return lease
+
+    def heartbeat(self, worker_id: str, epoch: int, now_seconds: float) -> Lease:
+        """Renews a lease.
+
+        Raises:
+            KedgeError: WORKER_NOT_FOUND, LEASE_EXPIRED, WORKER_SUPERSEDED or WORKER_EVICTED.
+        """
+        if self._expire(now_seconds):
+            self.advance(now_seconds)
+        lease = self.leases.find(worker_id, epoch)
+        self.leases.require_live(lease)
+        self.leases.renew(lease, now_seconds)
+        return lease
+
+    def leave(self, worker_id: str, epoch: int, now_seconds: float) -> None:
+        """Ends a lease; one that has ended already stays so."""
+        if self.leases.leave(worker_id, epoch):
+            self._tell("left", worker_id=worker_id, epoch=epoch)
+        self.advance(now_seconds)
+
+    def evict(self, worker_id: str, cause: str, *, block_seconds: float | None, now_seconds: float) -> None:
+        """Ends a worker's lease from outside. What it contributed stays.
+
+        Raises:
+            KedgeError: WORKER_NOT_FOUND if it holds no lease.
+        """
+        self.advance(now_seconds)
+        lease = self.leases.of_worker(worker_id)
+        if lease is None:
+            worker = f"{self._run}/workers/{worker_id}"
+            raise KedgeError("WORKER_NOT_FOUND", f"{worker} holds no lease: nothing was ended", worker=worker)
+        self._evict(lease, cause, block_seconds, now_seconds)
+        self.advance(now_seconds)
+
+    # Contributions
+
+    def check(self, header: ContributionHeader, now_seconds: float) -> None:
+        """Checks a contribution while its gradient is on its way. That it is is a sign of life: it renews the lease.
+
+        Raises:
+            KedgeError: QUEUE_FULL; see `admission.check_header`, `LeaseTable.find`, `Ledger.find`.
+        """
+        lease = self.leases.find(header.worker_id, header.epoch)
+        if lease.ledger.find(header.sequence) is None:
+            self._require_takeable(lease, header)
+            self.leases.renew(lease, now_seconds)
+
+    def submit(self, contribution: Contribution, inspection: admitting.Inspection, now_seconds: float) -> Contribution:
+        """Takes a contribution that has arrived whole: this is the commit point.
+
+        Returns:
+            The contribution; or the one that was recorded before under the same sequence, and nothing was changed.
+
+        Raises:
+            KedgeError: see `check`. Nothing was changed.
+        """
+        self.advance(now_seconds)
+        header = contribution.header
+        lease = self.leases.find(header.worker_id, header.epoch)
+        known = lease.ledger.find(header.sequence)
+        if known is not None:
+            return known
+        self._require_takeable(lease, header)
+        self._record(lease, contribution, inspection, now_seconds)
+        self.advance(now_seconds)
+        return contribution
+
+    def applied(self, closed: Round, *, is_lookahead_sync: bool) -> None:
+        """Takes note that a closed round has become a step."""
+        reason, step = closed.close_reason, closed.step
+        self._pending_count -= len(closed.contributions)
+        self.applied_count += len(closed.contributions)
+        self.loss, _ = closed.loss()
+        for c in closed.contributions:
+            self.leases.count_applied(c.header.worker_id, c.header.epoch)
+            c.settle(PushResult(c.header.sequence, "applied", reason, f"part of step {step}", step, c.staleness))
+        self._tell("step", reason=reason, contribution_count=len(closed.contributions), loss=self.loss)
+        if is_lookahead_sync:
+            self._tell("lookahead_sync")
+
+    def take_closed(self) -> list[Round]:
+        """The rounds that have closed since the last call, in the order of their steps."""
+        closed, self._closed = self._closed, []
+        return closed
+
+    @property
+    def held(self) -> list[Contribution]:
+        """The contributions of the open round."""
+        return self._round.contributions
+
+    # The policy
+
+    def set_policy(self, policy: Policy, now_seconds: float) -> None:
+        """Replaces the policy; the open round ends with what it holds, under the old one."""
+        if policy == self.policy:
+            return
+        self.advance(now_seconds)
+        if self._round.contributions:
+            self._end_round(rounds.decide_at_change(self._facts(), self.policy))
+        self.policy, self._round = policy, Round(policy)
+        self._is_formed = False
+        self.leases.reset_clocks()
+        self._slowest_clock, self.barrier_step = 0, self.closed_step
+        self._tell("aggregation_changed", policy=policy)
+        self.advance(now_seconds)
+
+    def set_admission(self, admission: Admission) -> None:
+        """Replaces the admission, for whatever arrives from now on."""
+        self.admission = admission
+
+    # Reading
+
+    def pull_gate(self, worker_id: str) -> PullGate:
+        """What a worker's pull of fast weights has to wait for."""
+        lease = self.leases.of_worker(worker_id)
+        if lease is None or not isinstance(self.policy, BoundedStaleness):
+            return PullGate(True)
+        facts = rounds.PullFacts(lease.clock, self.leases.slowest_clock)
+        is_open, _ = rounds.may_pull(facts, self.policy)
+        bound = self.policy.bound
+        return PullGate(is_open, self.barrier_step, is_exact=bound == 0, facts=facts, bound=bound)
+
+    @property
+    def is_lockstep(self) -> bool:
+        """Whether the workers' pulls are of exactly the barrier's step."""
+        return isinstance(self.policy, BoundedStaleness) and self.policy.bound == 0
+
+    def decide(self, now_seconds: float) -> rounds.Decision:
+        """What is decided on the open round now."""
+        return rounds.decide(now_seconds, self._facts(), self.policy)
+
+    def waiting_for(self) -> str:
+        """What the run waits for, in words; empty when it keeps nobody waiting."""
+        if not isinstance(self.policy, BoundedStaleness):
+            return rounds.waiting_for(self._facts(), self.policy)
+        live = self.leases.live
+        ahead = max((lease.clock for lease in live), default=0)
+        if ahead - self.leases.slowest_clock <= self.policy.bound:
+            return ""
+        slowest = min(live, key=lambda lease: lease.clock)
+        return (
+            f"{self._run}/workers/{slowest.worker_id} to contribute: it is at clock {slowest.clock}, others wait at "
+            f"{ahead}, the bound is {self.policy.bound}"
+        )
+
+    # Time
+
+    def advance(self, now_seconds: float) -> None:
+        """Does what time, membership and contributions have made due. Every change ends with it."""
+        self._expire(now_seconds)
+        self._is_formed = rounds.is_formed(self._is_formed, len(self.leases), self.policy)
+        decision = self.decide(now_seconds)
+        if decision.close and self._round.contributions:
+            self._end_round(decision)
+            decision = self.decide(now_seconds)
+        self._note_slowest()
+        self._say_what_is_missing()
+        moments = [self.leases.next_expiry_seconds, decision.look_again_at_seconds]
+        self.due_at_seconds = min((moment for moment in moments if moment is not None), default=None)
+
+    def _expire(self, now_seconds: float) -> bool:
+        expired = self.leases.expire(now_seconds)
+        for lease in expired:
+            self._tell_evicted(lease, "LEASE_EXPIRED", f"its lease of {lease.duration_seconds:g} s ran out")
+        return bool(expired)
+
+    def _note_slowest(self) -> None:
+        slowest = self.leases.slowest_clock
+        if slowest > self._slowest_clock or not self.leases:
+            self.barrier_step = self.closed_step
+        self._slowest_clock = slowest
+
+    def _say_what_is_missing(self) -> None:
+        missing = rounds.missing_workers(self._facts(), self.policy)
+        if missing and missing != self._missing_workers:
+            self._tell("waiting", message=missing)
+        self._missing_workers = missing
+
+    def _tell_evicted(self, lease: Lease, reason: str, message: str) -> None:
+        self._tell("evicted", worker_id=lease.worker_id, epoch=lease.epoch, reason=reason, message=message)
+
+    def _evict(self, lease: Lease, cause: str, block_seconds: float | None, now_seconds: float) -> None:
+        until = None if block_seconds is None else now_seconds + block_seconds
+        self.leases.evict(lease, cause, until)
+        self._tell_evicted(lease, "WORKER_EVICTED", cause)
+
+    # The round
+
+    def _facts(self) -> rounds.RoundFacts:
+        return rounds.RoundFacts(
+            contribution_count=len(self._round.contributions),
+            opened_at_seconds=self._round.opened_at_seconds,
+            live_count=len(self.leases),
+            awaited_count=len(self.leases.live_ids - self._round.worker_ids),
+            is_formed=self._is_formed,
+        )
+
+    def _require_takeable(self, lease: Lease, header: ContributionHeader) -> None:
+        self.leases.require_live(lease)
+        admitting.check_header(header, manifest_digest=self._digest, step=self.closed_step)
+        if self._pending_count >= self._bounds.contributions:
+            raise KedgeError(
+                "QUEUE_FULL",
+                f"{self._run} holds {self._pending_count} contributions, as many as limits.contributions_per_run "
+                f"allows: push again after {_RETRY_AFTER_SECONDS} s",
+                retry_after_seconds=_RETRY_AFTER_SECONDS,
+                limit=self._bounds.contributions,
+            )
+
+    def _record(
+        self, lease: Lease, contribution: Contribution, inspection: admitting.Inspection, now_seconds: float
+    ) -> None:
+        header = contribution.header
+        contribution.staleness = self.closed_step - header.base_step
+        standing = self._standing(lease)
+        rules = admitting.Rules(self.policy, self.admission, self._norms)
+        rejection = admitting.judge(header, inspection, standing=standing, rules=rules)
+        lease.ledger.record(header.sequence, contribution)
+        lease.last_staleness, lease.last_loss = contribution.staleness, header.loss
+        lease.clock += standing.bound is not None and not standing.is_ahead
+        self.leases.renew(lease, now_seconds)
+        if rejection is not None:
+            self._reject(contribution, rejection)
+            self._quarantine(lease, rejection, now_seconds)
+            return
+        lease.bad_count = 0
+        self._norms.add(inspection.norm)
+        self._pending_count += 1
+        self._round.add(contribution, now_seconds)
+
+    def _standing(self, lease: Lease) -> admitting.Standing:
+        bound = self.policy.bound if isinstance(self.policy, BoundedStaleness) else None
+        has_contributed = lease.worker_id in self._round.worker_ids
+        return admitting.Standing(self.closed_step, has_contributed, lease.clock, self.leases.slowest_clock, bound)
+
+    def _reject(self, contribution: Contribution, rejection: admitting.Rejection) -> None:
+        header = contribution.header
+        self.rejected_counts[rejection.reason] += 1
+        self.leases.count_rejected(header.worker_id, header.epoch)
+        contribution.settle(
+            PushResult(
+                header.sequence,
+                "rejected",
+                rejection.reason,
+                rejection.message,
+                self.closed_step,
+                contribution.staleness,
+            )
+        )
+        self._tell(
+            "rejected",
+            worker_id=header.worker_id,
+            epoch=header.epoch,
+            reason=rejection.reason,
+            message=rejection.message,
+        )
+
+    def _quarantine(self, lease: Lease, rejection: admitting.Rejection, now_seconds: float) -> None:
+        """Counts a contribution that was rejected for its values, and sends a worker away that only sends such."""
+        if not rejection.is_for_values:
+            return
+        lease.bad_count += 1
+        if self.admission.quarantine_after is None or lease.bad_count < self.admission.quarantine_after:
+            return
+        cause = f"quarantined: {lease.bad_count} gradients in a row were rejected, the last as {rejection.reason}"
+        self._evict(lease, cause, self.admission.quarantine_seconds, now_seconds)
+
+    def _end_round(self, decision: rounds.Decision) -> None:
+        ended, self._round = self._round, Round(self.policy)
+        if decision.refuse:
+            self._refuse(ended)
+            return
+        self.closed_step += 1
+        ended.close(decision.reason, self.closed_step)
+        self._closed.append(ended)
+
+    def _refuse(self, ended: Round) -> None:
+        count, needed = len(ended.contributions), rounds.smallest_cohort(ended.policy)
+        self._pending_count -= count
+        message = (
+            f"the round ended with {count} of the {needed} contributions that its combination needs: nothing was "
+            "changed; join more workers, or choose another combine"
+        )
+        for contribution in ended.contributions:
+            self._reject(contribution, admitting.Rejection("COHORT_TOO_SMALL", message))

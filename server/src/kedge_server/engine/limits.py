@@ -1,0 +1,23 @@
+"""What bounds a server."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What bounds the server, whatever its peers send."""
+
+    staging_bytes: int
+    runs: int
+    workers_per_run: int
+    contributions_per_run: int
+    """Contributions of a run that are taken and not applied yet."""
+    events_per_run: int
+    """Events of a run that are kept for those who watch it."""
+    parameters_per_run: int
+    upload_idle_seconds: float
+    """How long an upload may make no progress."""
+    lease_seconds: float
+    """The lease of a worker that asks for none."""
+    min_lease_seconds: float
+    max_lease_seconds: float

@@ -27,16 +27,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kedge import errors, optim, testing
-    from kedge.client import Client, Run, Snapshot, connect
+    from kedge.client import Client, connect
     from kedge.errors import KedgeError
-    from kedge.policies import Asynchronous, Synchronous
-    from kedge.transport.values import PushResult, RoundStatus, RunInfo, RunStatus, WorkerStatus
+    from kedge.local import LocalSteps
+    from kedge.policies import Admission, Asynchronous, BoundedStaleness, Buffered, Synchronous
+    from kedge.run import Run, Snapshot
+    from kedge.transport.values import Event, PushResult, RoundStatus, RunInfo, RunStatus, WorkerStatus
+    from kedge.watch import Watch
     from kedge.worker import Worker
 
 __all__ = [
+    "Admission",
     "Asynchronous",
+    "BoundedStaleness",
+    "Buffered",
     "Client",
+    "Event",
     "KedgeError",
+    "LocalSteps",
     "PushResult",
     "RoundStatus",
     "Run",
@@ -44,6 +52,7 @@ __all__ = [
     "RunStatus",
     "Snapshot",
     "Synchronous",
+    "Watch",
     "Worker",
     "WorkerStatus",
     "connect",
@@ -55,16 +64,22 @@ __all__ = [
 _SUBMODULES = frozenset({"errors", "optim", "testing"})
 
 _HOMES = {
+    "Admission": "kedge.policies",
     "Asynchronous": "kedge.policies",
+    "BoundedStaleness": "kedge.policies",
+    "Buffered": "kedge.policies",
     "Client": "kedge.client",
+    "Event": "kedge.transport.values",
     "KedgeError": "kedge.errors",
+    "LocalSteps": "kedge.local",
     "PushResult": "kedge.transport.values",
     "RoundStatus": "kedge.transport.values",
-    "Run": "kedge.client",
+    "Run": "kedge.run",
     "RunInfo": "kedge.transport.values",
     "RunStatus": "kedge.transport.values",
-    "Snapshot": "kedge.client",
+    "Snapshot": "kedge.run",
     "Synchronous": "kedge.policies",
+    "Watch": "kedge.watch",
     "Worker": "kedge.worker",
     "WorkerStatus": "kedge.transport.values",
     "connect": "kedge.client",

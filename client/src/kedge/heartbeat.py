@@ -15,6 +15,8 @@ _SHORTEST_INTERVAL_SECONDS = 0.05
 _PATIENCE_SECONDS = 10.0
 _REMINDER_SECONDS = 60.0
 
+_FINAL = frozenset({"WORKER_SUPERSEDED", "WORKER_EVICTED", "RUN_NOT_FOUND", "CANCELLED"})
+
 _logger = logging.getLogger("kedge")
 
 
@@ -78,7 +80,7 @@ def _remind(transport: Transport, lease: Lease, waiting: Waiting) -> None:
 
 def _is_final(error: KedgeError) -> bool:
     # A lost lease is taken again by the worker's next push, from its own thread.
-    return error.entry.retry is Retry.REJOIN or error.reason in ("WORKER_SUPERSEDED", "RUN_NOT_FOUND", "CANCELLED")
+    return error.entry.retry is Retry.REJOIN or error.reason in _FINAL
 
 
 def _report(error: KedgeError, lease: Lease, stopped: threading.Event) -> None:

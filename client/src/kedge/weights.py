@@ -13,7 +13,13 @@ MAX_WAIT_SECONDS = 300.0
 FastOrSlow = Literal["fast", "slow"]
 
 
-def pull_request(weights: str, *, dtype: str = "float32", min_step: int | None = None) -> PullRequest:
+WAITED_OUT = frozenset({"STEP_NOT_REACHED", "WAITING_FOR_SLOWEST"})
+"""What a pull fails with when it has waited for as long as it asked for: it may ask again."""
+
+
+def pull_request(
+    weights: str, *, dtype: str = "float32", min_step: int | None = None, if_newer_than: int | None = None
+) -> PullRequest:
     """The request for weights as a user names them.
 
     Raises:
@@ -21,9 +27,10 @@ def pull_request(weights: str, *, dtype: str = "float32", min_step: int | None =
     """
     if weights not in get_args(FastOrSlow):
         raise ValueError(f"weights is {weights!r}: it must be 'fast' or 'slow'")
-    if min_step is not None and not 0 <= min_step < 1 << 63:
-        raise ValueError(f"min_step is {min_step}: it must be None, or 0 to 2**63 - 1")
-    return PullRequest("slow" if weights == "slow" else "fast", dtype, min_step or 0)
+    for name, step in (("min_step", min_step), ("if_newer_than", if_newer_than)):
+        if step is not None and not 0 <= step < 1 << 63:
+            raise ValueError(f"{name} is {step}: it must be None, or 0 to 2**63 - 1")
+    return PullRequest("slow" if weights == "slow" else "fast", dtype, min_step or 0, if_newer_than=if_newer_than)
 
 
 def pull_patiently(
@@ -33,10 +40,10 @@ def pull_patiently(
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> WeightsOfStep:
-    """Pulls, and pulls again until the step is reached or `timeout_seconds` have passed (None: never).
+    """Pulls, and pulls again until what is waited for has happened or `timeout_seconds` have passed (None: never).
 
     Raises:
-        KedgeError: STEP_NOT_REACHED, and whatever `pull` raises.
+        KedgeError: STEP_NOT_REACHED, WAITING_FOR_SLOWEST, and whatever `pull` raises.
     """
     give_up_at = None if timeout_seconds is None else clock() + timeout_seconds
     while True:
@@ -44,5 +51,5 @@ def pull_patiently(
         try:
             return pull(request._replace(wait_seconds=min(wait, MAX_WAIT_SECONDS)))
         except KedgeError as error:
-            if error.reason != "STEP_NOT_REACHED" or (give_up_at is not None and clock() >= give_up_at):
+            if error.reason not in WAITED_OUT or (give_up_at is not None and clock() >= give_up_at):
                 raise

@@ -8,19 +8,26 @@ import contextlib
 import logging
 import operator
 import weakref
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from kedge import tree
+from kedge import optim, tree
 from kedge.heartbeat import Waiting, start_heartbeats
 from kedge.retry import Retrier
 from kedge.transport import Exchange, Lease, PullRequest, Push, PushResult, Transport, WeightsOfStep
-from kedge.weights import MAX_WAIT_SECONDS, FastOrSlow, pull_patiently, pull_request
+from kedge.weights import MAX_WAIT_SECONDS, WAITED_OUT, FastOrSlow, pull_patiently, pull_request
 from kedge.wire.errors import InternalError, KedgeError, Retry, UnavailableError
 from kedge.wire.manifest import Manifest
 from kedge.wire.names import parse_worker
 
+if TYPE_CHECKING:
+    from kedge.local import LocalSteps
+
 _TOO_LATE = frozenset({"STALE_GRADIENT", "ALREADY_CONTRIBUTED"})
+_OUT_OF_TURN = _TOO_LATE | {"AHEAD_OF_BOUND"}
+
+_NEXT_ROUND_SECONDS = 30.0
+"""How long `step` waits for the round that it came too late for, before it goes on with the weights that there are."""
 
 _logger = logging.getLogger("kedge")
 T = TypeVar("T")
@@ -82,24 +89,35 @@ class Worker:
         return self._step_number
 
     def pull(
-        self, weights: FastOrSlow = "fast", *, min_step: int | None = None, timeout_seconds: float | None = None
+        self,
+        weights: FastOrSlow = "fast",
+        *,
+        min_step: int | None = None,
+        timeout_seconds: float | None = None,
+        if_newer_than: int | None = None,
     ) -> Any:
         """Fetches weights; blocks until they are here.
 
         Args:
             weights: "fast" to compute gradients with, "slow" to evaluate.
             min_step: wait until the run has reached this step; None takes the weights as they are.
-            timeout_seconds: how long to wait for `min_step`; None waits as long as it takes.
+            timeout_seconds: how long to wait for `min_step`, and for fast weights under `kedge.BoundedStaleness` until
+                the slowest worker is near enough; None waits as long as it takes.
+            if_newer_than: a step; weights of this one or an earlier one are not sent.
 
         Returns:
-            NumPy arrays in the structure of the run's params. Fast weights set `step_number`.
+            NumPy arrays in the structure of the run's params. Fast weights set `step_number`. None if there is nothing
+            newer than `if_newer_than`; `step_number` stays then.
 
         Raises:
-            KedgeError: NO_SLOW_WEIGHTS, STEP_NOT_REACHED, RUN_NOT_FOUND, SERVER_UNAVAILABLE after `retry_seconds`.
+            KedgeError: NO_SLOW_WEIGHTS, STEP_NOT_REACHED, WAITING_FOR_SLOWEST, RUN_NOT_FOUND, SERVER_UNAVAILABLE after
+                `retry_seconds`.
         """
-        request = pull_request(weights, dtype=self._wire_dtype, min_step=min_step)
+        request = pull_request(weights, dtype=self._wire_dtype, min_step=min_step, if_newer_than=if_newer_than)
         with self._waiting:
             data = pull_patiently(self._pull, request, timeout_seconds)
+        if data.flat is None:
+            return None
         return self._take(data) if weights == "fast" else self._as_tree(data)
 
     def push(
@@ -127,8 +145,8 @@ class Worker:
         Raises:
             ValueError: if `base_step` is not given and nothing was pulled before.
             KedgeError: TENSOR_MISSING, TENSOR_UNEXPECTED, TENSOR_SHAPE_MISMATCH, UNSUPPORTED_DTYPE (nothing was sent);
-                INVALID_EXAMPLE_COUNT, BASE_STEP_AHEAD (nothing was recorded); WORKER_SUPERSEDED; RUN_NOT_FOUND;
-                SERVER_UNAVAILABLE after `retry_seconds`.
+                INVALID_EXAMPLE_COUNT, BASE_STEP_AHEAD (nothing was recorded); WORKER_SUPERSEDED, WORKER_EVICTED;
+                RUN_NOT_FOUND; SERVER_UNAVAILABLE after `retry_seconds`.
         """
         push = self._contribution(grads, loss=loss, example_count=example_count, base_step=base_step)
         return self._push(push._replace(wait_seconds=wait_seconds))[0]
@@ -136,8 +154,9 @@ class Worker:
     def step(self, grads: Any, *, loss: float | None = None, example_count: int = 1) -> Any:
         """Pushes a gradient, waits for its round, and pulls what came of it: one round trip.
 
-        The gradient must be of the weights that were last pulled. If it came too late for its round, or holds a NaN or
-        an infinity, it is left out (`last_result` says so) and there are newer or the same weights to go on with.
+        The gradient must be of the weights that were last pulled. If it came too late for its round, or the run does
+        not take it, it is left out (`last_result` says so) and there are newer or the same weights to go on with. Under
+        `kedge.BoundedStaleness` it waits for workers that are too far behind; under `kedge.Buffered` for nobody.
 
         Args:
             grads: as for `push`.
@@ -159,15 +178,54 @@ class Worker:
             ...         weights = worker.step(grads, loss=loss, example_count=len(batch))
         """
         push = self._contribution(grads, loss=loss, example_count=example_count, base_step=None)
-        push = push._replace(wait_seconds=MAX_WAIT_SECONDS, pull=PullRequest(dtype=self._wire_dtype))
+        pull = PullRequest(dtype=self._wire_dtype, wait_seconds=MAX_WAIT_SECONDS)
         with self._waiting:
-            result, data = self._push(push)
+            result, data = self._push(push._replace(wait_seconds=MAX_WAIT_SECONDS, pull=pull))
         assert data is not None, "a push that asks for weights is answered with weights"
         if result.outcome == "rejected":
             self._report_rejection(result)
             if result.reason in _TOO_LATE and data.step <= push.base_step:
-                return self.pull(min_step=push.base_step + 1)
+                data = self._pull_next(push.base_step) or data
         return self._take(data)
+
+    def local_steps(
+        self,
+        optimizer: optim.Rule | None = None,
+        *,
+        sync_period: int | None = None,
+        groups: Sequence[optim.Group] = (),
+    ) -> "LocalSteps":
+        """Training with few messages: steps that this worker makes by itself, and exchanges with the server at times.
+
+        What the local steps came to is pushed as one gradient, the weights that were pulled less the weights now. The
+        run's optimizer takes a step along it: with `SGD(lr=1.0)` the run has the mean of its workers' weights.
+
+        Args:
+            optimizer: of `kedge.optim`, but neither Lookahead nor Optax; it runs in NumPy within this process. None if
+                the local steps are made elsewhere: see `LocalSteps.step_to`.
+            sync_period: the local steps from one exchange to the next, >= 1.
+            groups: tensors with hyperparameters of their own in the local steps.
+
+        Returns:
+            What to pull and to step with in place of this worker.
+
+        Raises:
+            ValueError, TypeError: for arguments that cannot be; the message names them.
+
+        Example:
+            >>> with run.join() as worker:
+            ...     local = worker.local_steps(optim.AdamW(lr=1e-3), sync_period=20)
+            ...     weights = local.pull()
+            ...     for batch in batches:
+            ...         loss, grads = value_and_grad(weights, batch)
+            ...         weights = local.step(grads, loss=loss, example_count=len(batch))
+            ...     weights = local.flush()
+        """
+        from kedge.local import LocalSteps
+
+        return LocalSteps(
+            self, self._manifest, self._template, optimizer=optimizer, sync_period=sync_period, groups=groups
+        )
 
     def close(self) -> None:
         """Gives the lease back and ends the heartbeats. May be called twice; never fails for want of a server."""
@@ -208,22 +266,32 @@ class Worker:
         )
 
     def _push(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
-        """Sends a contribution until its result is known; one that asks for weights also until it is decided."""
+        """Sends a contribution until its result is known; one that asks for weights also until there are some."""
         self._check_open()
         if self._is_fate_unknown:
             self._renounce()
         self._is_fate_unknown = True
         try:
-            result, data = self._send(push)
-            while push.pull is not None and result.outcome == "deferred":
-                result, data = self._send(push)
+            answer = self._ask(push)
         except KedgeError as error:
             self._is_fate_unknown = not _says_nothing_recorded(error)
             raise
+        while answer is None:
+            answer = self._ask(push)
         self._is_fate_unknown = False
         self._sequence += 1
-        self.last_result = result
-        return result, data
+        self.last_result = answer[0]
+        return answer
+
+    def _ask(self, push: Push) -> tuple[PushResult, WeightsOfStep | None] | None:
+        """Sends a contribution; None if it is recorded and to be sent once more, a repetition that waits anew."""
+        try:
+            result, data = self._send(push)
+        except KedgeError as error:
+            if error.reason != "WAITING_FOR_SLOWEST":
+                raise
+            return None
+        return None if push.pull is not None and _is_worth_waiting_for(result) else (result, data)
 
     def _send(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
         # Lease and sequence are those of the moment: joining again changes them between two attempts.
@@ -233,6 +301,17 @@ class Worker:
 
     def _pull(self, request: PullRequest) -> WeightsOfStep:
         return self._on_exchange(lambda exchange: exchange.pull(self.name, request))
+
+    def _pull_next(self, step: int) -> WeightsOfStep | None:
+        """Newer weights than of this step; None if there are none soon, as when the round was refused."""
+        request = pull_request("fast", dtype=self._wire_dtype, min_step=step + 1)
+        try:
+            with self._waiting:
+                return pull_patiently(self._pull, request, _NEXT_ROUND_SECONDS)
+        except KedgeError as error:
+            if error.reason not in WAITED_OUT:
+                raise
+            return None
 
     def _on_exchange(self, use: Callable[[Exchange], T]) -> T:
         """Does something on the stream, again if need be; after joining again, once, if the lease is lost."""
@@ -256,14 +335,16 @@ class Worker:
             raise
 
     def _report_rejection(self, result: PushResult) -> None:
-        if result.reason not in _TOO_LATE:
+        if result.reason not in _OUT_OF_TURN:
             _logger.warning("%s: a gradient was left out: %s [%s]", self.name, result.message, result.reason)
             return
         # Coming too late now and then is what backup workers are for, so it is said at 10, 100, 1000, ... only.
         self._too_late_count += 1
         if self._too_late_count >= 10 and str(self._too_late_count).strip("0") == "1":
             count, last = self._too_late_count, result.message
-            _logger.warning("%s: %d gradients came too late so far; the last one: %s", self.name, count, last)
+            _logger.warning(
+                "%s: %d gradients came too late or too early so far; the last one: %s", self.name, count, last
+            )
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -305,6 +386,7 @@ class Worker:
         return self._as_tree(data)
 
     def _as_tree(self, data: WeightsOfStep) -> Any:
+        assert data.flat is not None, "it was looked at before"
         return self._template.fill(tree.split_flat(data.flat, self._manifest))
 
 
@@ -336,3 +418,8 @@ def _says_nothing_recorded(error: KedgeError) -> bool:
     return error.entry.retry is not Retry.BACKOFF and not issubclass(
         error.entry.exception, InternalError | UnavailableError
     )
+
+
+def _is_worth_waiting_for(result: PushResult) -> bool:
+    """Whether the round is one that workers wait for: a buffer is filled by whoever comes, maybe by this one alone."""
+    return result.outcome == "deferred" and result.reason != "BUFFERED"

@@ -12,9 +12,10 @@ from kedge import optim, tree
 from kedge.adapters._brainstate_rates import as_scheduler, base_rate, ticks_by_hand
 from kedge.adapters._brainstate_run import Target
 from kedge.adapters._brainstate_tensors import Tensors
-from kedge.client import Client, Run
+from kedge.client import Client
 from kedge.optim.controls import RateState
 from kedge.optim.rules import check_lr
+from kedge.run import Run
 from kedge.weights import FastOrSlow
 from kedge.worker import Worker
 

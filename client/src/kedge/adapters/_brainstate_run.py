@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from kedge import optim, tree
-from kedge.client import Client, Run
+from kedge.client import Client
 from kedge.optim.groups import assign
 from kedge.policies import Synchronous
+from kedge.run import Run
 from kedge.wire.errors import KedgeError
 from kedge.wire.names import run_name
 from kedge.worker import Worker

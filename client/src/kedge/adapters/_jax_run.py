@@ -5,7 +5,7 @@ from typing import Any, Self
 import numpy as np
 
 from kedge.adapters._jax_tree import Structure, refuse_tracers, refuse_tracing
-from kedge.client import Run, Snapshot
+from kedge.run import Run, Snapshot
 from kedge.transport import PushResult
 from kedge.weights import FastOrSlow
 from kedge.worker import Worker
@@ -36,19 +36,25 @@ class JaxRun:
         return JaxWorker(worker, self._structure)
 
     def pull(
-        self, weights: FastOrSlow = "fast", *, min_step: int | None = None, timeout_seconds: float | None = 60.0
+        self,
+        weights: FastOrSlow = "fast",
+        *,
+        min_step: int | None = None,
+        timeout_seconds: float | None = 60.0,
+        if_newer_than: int | None = None,
     ) -> Any:
         """Fetches weights without a lease, as `Run.pull` does and with its arguments.
 
         Returns:
-            A pytree of `jax.Array` like the params that the run was opened with.
+            A pytree of `jax.Array` like the params that the run was opened with; None as `Run.pull`.
 
         Raises:
             TypeError: within `jax.jit` and the like.
             KedgeError: as `Run.pull`.
         """
         refuse_tracing("pull")
-        return self._structure.to_device(self.run.pull(weights, min_step=min_step, timeout_seconds=timeout_seconds))
+        held = self.run.pull(weights, min_step=min_step, timeout_seconds=timeout_seconds, if_newer_than=if_newer_than)
+        return None if held is None else self._structure.to_device(held)
 
     def snapshot(self, weights: FastOrSlow | None = None) -> Snapshot:
         """Fetches weights with the step that they are of, as `Run.snapshot` does.
@@ -94,19 +100,27 @@ class JaxWorker:
         return self.worker.last_result
 
     def pull(
-        self, weights: FastOrSlow = "fast", *, min_step: int | None = None, timeout_seconds: float | None = None
+        self,
+        weights: FastOrSlow = "fast",
+        *,
+        min_step: int | None = None,
+        timeout_seconds: float | None = None,
+        if_newer_than: int | None = None,
     ) -> Any:
         """Fetches weights, as `Worker.pull` does and with its arguments.
 
         Returns:
-            A pytree of `jax.Array` like the params that the run was opened with.
+            A pytree of `jax.Array` like the params that the run was opened with; None as `Worker.pull`.
 
         Raises:
             TypeError: within `jax.jit` and the like.
             KedgeError: as `Worker.pull`.
         """
         refuse_tracing("pull")
-        return self.structure.to_device(self.worker.pull(weights, min_step=min_step, timeout_seconds=timeout_seconds))
+        held = self.worker.pull(
+            weights, min_step=min_step, timeout_seconds=timeout_seconds, if_newer_than=if_newer_than
+        )
+        return None if held is None else self.structure.to_device(held)
 
     def push(
         self,

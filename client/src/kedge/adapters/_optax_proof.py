@@ -15,7 +15,7 @@ import optax
 
 from kedge import optim
 from kedge.optim.controls import Controls
-from kedge.testing.optimizers import Updater
+from kedge.updates import Updater
 from kedge.wire.manifest import Manifest
 
 _MANIFEST = Manifest.from_specs(

@@ -12,9 +12,9 @@ from glob import escape
 from typing import Any, NamedTuple
 
 from kedge import optim
-from kedge.client import Run
 from kedge.optim.controls import RateState
 from kedge.optim.groups import assign
+from kedge.run import Run
 from kedge.transport import RunInfo
 
 OPTIONS = ("lr", "weight_decay")

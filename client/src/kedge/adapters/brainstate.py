@@ -28,7 +28,8 @@ from kedge import optim
 from kedge.adapters._brainstate_optimizer import RemoteOptimizer
 from kedge.adapters._brainstate_rates import Scheduler, by_hand, rate_to_create_with
 from kedge.adapters._brainstate_tensors import Tensors
-from kedge.client import Client, Run
+from kedge.client import Client
+from kedge.run import Run
 
 __all__ = ["AdaBelief", "Lookahead", "RemoteOptimizer", "Scheduler", "params"]
 

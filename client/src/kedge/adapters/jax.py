@@ -32,7 +32,7 @@ import numpy as np
 from kedge import optim, policies
 from kedge.adapters._jax_run import JaxRun, JaxWorker
 from kedge.adapters._jax_tree import Structure
-from kedge.client import Client
+from kedge.client import ALL_THAT_ARE_FINITE, Client
 from kedge.errors import ConflictError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def create_run(
     optimizer: optim.Optimizer,
     aggregation: policies.Policy,
     groups: Sequence[optim.Group] = (),
+    admission: policies.Admission = ALL_THAT_ARE_FINITE,
 ) -> JaxRun:
     """Creates a run from a pytree; blocks until the server holds it.
 
@@ -60,6 +61,7 @@ def create_run(
         optimizer: of `kedge.optim`.
         aggregation: as for `Client.create_run`.
         groups: as for `Client.create_run`; their patterns fit the tensors' names.
+        admission: as for `Client.create_run`.
 
     Raises:
         TypeError: for traced params: call it outside of `jax.jit`.
@@ -68,7 +70,12 @@ def create_run(
     """
     structure = Structure(params)
     run = client.create_run(
-        name, params=structure.to_host(params), optimizer=optimizer, aggregation=aggregation, groups=groups
+        name,
+        params=structure.to_host(params),
+        optimizer=optimizer,
+        aggregation=aggregation,
+        groups=groups,
+        admission=admission,
     )
     return JaxRun(run, structure)
 
@@ -81,6 +88,7 @@ def get_or_create_run(
     optimizer: optim.Optimizer,
     aggregation: policies.Policy,
     groups: Sequence[optim.Group] = (),
+    admission: policies.Admission = ALL_THAT_ARE_FINITE,
 ) -> JaxRun:
     """Opens a run, or creates it if it does not exist: workers may call this in any order.
 
@@ -92,6 +100,7 @@ def get_or_create_run(
         optimizer: as for `Client.get_or_create_run`.
         aggregation: as for `Client.get_or_create_run`.
         groups: as for `Client.get_or_create_run`.
+        admission: as for `Client.get_or_create_run`.
 
     Raises:
         TypeError: as `create_run`.
@@ -102,7 +111,7 @@ def get_or_create_run(
 
     def open_with(ordered: dict[str, np.ndarray]) -> JaxRun:
         run = client.get_or_create_run(
-            name, params=ordered, optimizer=optimizer, aggregation=aggregation, groups=groups
+            name, params=ordered, optimizer=optimizer, aggregation=aggregation, groups=groups, admission=admission
         )
         return JaxRun(run, structure)
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from kedge import optim, policies, tree
 from kedge.adapters import _torch_groups, _torch_leases, _torch_params
-from kedge.client import Client, Run
+from kedge.client import ALL_THAT_ARE_FINITE, Client
+from kedge.run import Run
 from kedge.transport import RunInfo
 from kedge.weights import FastOrSlow
 from kedge.wire.names import parse_worker
@@ -107,7 +108,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             raise
 
     @classmethod
-    def create(
+    def create(  # noqa: PLR0913  what a run and a worker are made with, all at once
         cls,
         model: Any,
         client: Client,
@@ -116,6 +117,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         *,
         aggregation: policies.Policy = _ALONE,
         groups: Sequence[optim.Group] = (),
+        admission: policies.Admission = ALL_THAT_ARE_FINITE,
         param_groups: Iterable[dict[str, Any]] | None = None,
         worker_name: str | None = None,
         wire_dtype: str = "float32",
@@ -134,6 +136,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             optimizer: of `kedge.optim`.
             aggregation: how contributions become steps; by default each is one.
             groups: the run's groups, by patterns of names.
+            admission: which gradients it takes; by default all that are finite.
             param_groups: instead of `groups`, torch's parameter groups: each one that has an "lr" or a "weight_decay"
                 becomes a group of the run. Parameters in none of them are left out of the run.
             worker_name: the worker's id.
@@ -160,6 +163,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             optimizer=optimizer,
             aggregation=aggregation,
             groups=_torch_groups.groups_of(named) if param_groups is not None else groups,
+            admission=admission,
         )
         plain = [{key: value for key, value in group.items() if key not in _torch_groups.OPTIONS} for group in given]
         return cls(plain, run=run, name=worker_name, wire_dtype=wire_dtype, lease_seconds=lease_seconds)

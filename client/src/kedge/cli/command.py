@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from kedge.cli import runs
+from kedge.cli import runs, workers
 from kedge.cli.common import CommandError
 from kedge.cli.pull import pull
 from kedge.cli.top import top
 from kedge.cli.verify import verify
+from kedge.cli.watch import watch
 from kedge.errors import KedgeError
 
 app = typer.Typer(
@@ -18,12 +19,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # typer would colour what is piped wherever GITHUB_ACTIONS is set
-    help="Kedge, an optimizer as a service: look at the runs of a server, and fetch their weights.",
+    help="Kedge, an optimizer as a service: look at the runs of a server and their workers, and fetch their weights.",
 )
 app.add_typer(runs.app, name="runs")
+app.add_typer(workers.app, name="workers")
 app.command()(pull)
 app.command()(top)
 app.command()(verify)
+app.command()(watch)
 
 
 def _tell_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""Runs as plain values: what `--json` prints. Fields are named as in `kedge.RunInfo` and `kedge.RunStatus`.
+"""Runs and events as plain values: what `--json` prints. Fields are named as in `kedge.RunInfo` and `kedge.Event`.
 
 JSON has no NaN and no infinity: a loss that is one becomes null.
 """
@@ -9,8 +9,8 @@ from typing import Any
 
 from kedge.optim import Lookahead, Optax, Optimizer
 from kedge.optim.controls import Change, RecordedChange
-from kedge.policies import Policy
-from kedge.transport.values import RunInfo
+from kedge.policies import Admission, Policy
+from kedge.transport.values import Event, RunInfo
 from kedge.wire.manifest import DTYPES, Manifest
 
 
@@ -22,10 +22,18 @@ def run_fields(info: RunInfo) -> dict[str, Any]:
         "parameter_count": info.parameter_count,
         "optimizer": _with_type(info.optimizer),
         "aggregation": _with_type(info.aggregation),
+        "admission": _with_type(info.admission),
         "groups": [_with_type(group) for group in info.groups],
         "changes": [{"step": made.step, "group": made.group} | _with_type(made.change) for made in info.changes],
-        "status": _finite(dataclasses.asdict(info.status)),
+        "status": finite(dataclasses.asdict(info.status)),
     }
+
+
+def event_fields(event: Event) -> dict[str, Any]:
+    """An event."""
+    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    fields |= {"time": event.time.isoformat(), "aggregation": _with_type(event.aggregation)}
+    return {name: finite(value) for name, value in fields.items()}
 
 
 def manifest_fields(manifest: Manifest) -> dict[str, Any]:
@@ -52,11 +60,20 @@ def change_title(made: RecordedChange) -> str:
     return f"{given}{f' of group {made.group!r}' if made.group else ''} from step {made.step}"
 
 
-def policy_title(policy: Policy) -> str:
-    """A policy as it is written, without the arguments that have their default: Synchronous(quorum=4)."""
+def policy_title(policy: Policy | Admission) -> str:
+    """An aggregation or admission as it is written, without what has its default: Synchronous(quorum=4)."""
     given = [(field, getattr(policy, field.name)) for field in dataclasses.fields(policy)]
     arguments = [f"{field.name}={value!r}" for field, value in given if value != field.default]
     return f"{type(policy).__name__}({', '.join(arguments)})"
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every number that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _with_type(value: Any) -> Any:
@@ -72,11 +89,3 @@ def _with_type(value: Any) -> Any:
         return value
     fields = {field.name: _with_type(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return {"type": type(value).__name__} | fields
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

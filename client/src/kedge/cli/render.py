@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from kedge.cli.plain import change_title, optimizer_title, policy_title, size_bytes
+from kedge.policies import Admission, BoundedStaleness
 from kedge.transport.values import RoundStatus, RunInfo, WorkerStatus
 from kedge.wire.manifest import Manifest
 from kedge.wire.names import parse_run, parse_worker
@@ -62,17 +63,26 @@ def run_table(infos: Sequence[RunInfo], *, rates: Mapping[str, float] | None = N
     return table
 
 
-def worker_table(workers: Sequence[WorkerStatus], *, with_run: bool = False) -> RenderableType:
-    """A line for each worker, with its run's name if asked for."""
+def workers_of(info: RunInfo) -> RenderableType:
+    """A line for each worker of a run."""
+    return worker_table(info.status.workers, with_clock=isinstance(info.aggregation, BoundedStaleness))
+
+
+def worker_table(
+    workers: Sequence[WorkerStatus], *, with_run: bool = False, with_clock: bool = False
+) -> RenderableType:
+    """A line for each worker, with its run's name and with its clock if asked for."""
     if not workers:
         return "no workers"
-    numbers = ["lease", "sequence", "applied", "rejected", "staleness", "loss"]
+    clock_heading = ["clock"] if with_clock else []
+    numbers = ["lease", "sequence", *clock_heading, "applied", "rejected", "staleness", "loss"]
     table = _table(["run", "worker"] if with_run else ["worker"], numbers)
     for worker in workers:
         name = parse_worker(worker.name)
         table.add_row(
             *([name.run_id, name.worker_id] if with_run else [name.worker_id]),
             *(f"{worker.lease_remaining_seconds:.1f} s", str(worker.last_sequence)),
+            *([str(worker.clock)] if with_clock else []),
             *(str(worker.applied_count), str(worker.rejected_count), str(worker.last_staleness)),
             _number(worker.last_loss),
         )
@@ -90,7 +100,8 @@ def run_details(info: RunInfo, manifest: Manifest) -> RenderableType:
         ("name", info.name),
         ("created", info.create_time.isoformat(sep=" ", timespec="seconds")),
         ("optimizer", repr(info.optimizer)),
-        ("aggregation", repr(info.aggregation)),
+        ("aggregation", policy_title(info.aggregation)),
+        *([("admission", policy_title(info.admission))] if info.admission != Admission() else []),
         *[("group", repr(group)) for group in info.groups],
         *[("changed", change_title(made)) for made in info.changes],
         ("parameters", f"{info.parameter_count:,}"),
@@ -105,7 +116,7 @@ def run_details(info: RunInfo, manifest: Manifest) -> RenderableType:
         ("rejected", rejected or "0"),
     ):
         grid.add_row(label, value)
-    return Group(grid, "", worker_table(status.workers))
+    return Group(grid, "", workers_of(info))
 
 
 def _table(*headings: list[str]) -> Table:

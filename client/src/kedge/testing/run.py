@@ -1,137 +1,106 @@
-"""One run of the fake server: its workers, its ledger, its open round. Without locks and without a clock of its own."""
+"""One run of the fake server. Without locks and without a clock of its own."""
 
 from collections import Counter
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 
-from kedge.optim.controls import Change, Controls
-from kedge.policies import Asynchronous
-from kedge.testing.optimizers import Updater
-from kedge.transport import Lease, NewRun, Push, PushResult, RoundStatus, RunInfo, RunStatus, WorkerStatus
+from kedge.policies import Admission, Policy, Synchronous
+from kedge.testing import rounds
+from kedge.testing.admission import Norms, Objection
+from kedge.testing.clocks import Gap, gap_of, slowest_awaited
+from kedge.testing.events import EventLog
+from kedge.testing.ledger import Entry
+from kedge.testing.members import Member, Members
+from kedge.testing.model import Held, Model
+from kedge.testing.rounds import Circumstances, Round
+from kedge.transport import Lease, NewRun, Push, PushResult, RoundStatus, RunInfo, RunStatus
+from kedge.transport.values import EventKind, Outcome
 from kedge.wire.errors import KedgeError
-from kedge.wire.reflection import Refusing
-
-LEDGER_WINDOW = 64
-"""The results of so many contributions are remembered for each lease."""
-
-
-@dataclass
-class Entry:
-    """A contribution in the ledger. Without a result it waits in the open round."""
-
-    push: Push
-    gradient: np.ndarray
-    staleness: int
-    result: PushResult | None = None
-
-
-@dataclass
-class Member:
-    """A worker that holds a lease."""
-
-    lease: Lease
-    expires_at: float
-    applied_count: int = 0
-    rejected_count: int = 0
-    last: Entry | None = None
-
-
-@dataclass
-class Ledger:
-    """What became of the contributions of one lease."""
-
-    last_sequence: int = 0
-    entries: dict[int, Entry] = field(default_factory=dict)
-
-    def find(self, sequence: int) -> Entry | None:
-        """The entry of a sequence; None for the next one.
-
-        Raises:
-            KedgeError: SEQUENCE_FORGOTTEN or SEQUENCE_GAP.
-        """
-        if sequence in self.entries:
-            return self.entries[sequence]
-        if 1 <= sequence <= self.last_sequence:
-            oldest = min(self.entries)
-            raise KedgeError(
-                "SEQUENCE_FORGOTTEN",
-                f"sequence {sequence} is no longer recorded, the oldest that is is {oldest}",
-                got=sequence,
-                oldest=oldest,
-            )
-        if sequence != self.last_sequence + 1:
-            raise KedgeError(
-                "SEQUENCE_GAP",
-                f"sequence {sequence} came where {self.last_sequence + 1} was due",
-                expected=self.last_sequence + 1,
-                got=sequence,
-            )
-        return None
-
-    def record(self, entry: Entry) -> None:
-        """Takes the entry of the next sequence."""
-        self.last_sequence = entry.push.sequence
-        self.entries[self.last_sequence] = entry
-        self.entries.pop(self.last_sequence - LEDGER_WINDOW, None)
 
 
 class FakeRun:
-    """A run. `now` is the same clock's reading in every call."""
+    """A run. `now` is the same clock's reading in every call.
+
+    Attributes:
+        new: what it was created from.
+        policy: how contributions become steps now.
+        admission: which gradients it takes now.
+        model: its weights.
+        members: its workers.
+        events: what happened to it.
+    """
 
     def __init__(self, new: NewRun, weights: np.ndarray) -> None:
         self.new = new
         self.name = f"runs/{new.run_id}"
-        self.updater = Updater(new.optimizer, new.groups, new.manifest, weights)
-        self.controls = Controls.begin(new.optimizer.spec(), new.groups)
-        self.members: dict[str, Member] = {}
+        self.policy: Policy = new.aggregation
+        self.admission: Admission = new.admission
+        self.model = Model(new, weights)
+        self.members = Members()
+        self.events = EventLog()
         self._create_time = datetime.now(UTC)
-        self._epochs: dict[str, int] = {}
-        self._ledgers: dict[tuple[str, int], Ledger] = {}
+        self._norms = Norms()
         self._is_formed = False
-        self._round: list[Entry] = []
-        self._round_began_at = 0.0
+        self._round = Round()
+        self._slowest_clock: int | None = None
+        self._barrier = self.newest
+        self._workers_awaited = ""
         self._applied_count = 0
         self._rejected_counts: Counter[str] = Counter()
-        self._loss: float | None = None
 
     @property
     def step(self) -> int:
         """The number of updates applied."""
-        return self.updater.step
+        return self.newest.step
+
+    @property
+    def newest(self) -> Held:
+        """The weights of this step."""
+        return self.model.newest
+
+    # Workers
 
     def join(self, lease: Lease, now: float) -> None:
-        """Takes a worker in, in the place of one of the same name."""
-        self._epochs[lease.worker] = lease.epoch
-        self.members[lease.worker] = Member(lease, now + lease.lease_seconds)
+        """Takes a worker in, in the place of one of the same name.
+
+        Raises:
+            KedgeError: WORKER_EVICTED while the name is blocked.
+        """
+        self.members.check_admitted(lease.worker, now)
+        superseded = self.members.join(lease, now)
+        if superseded is not None:
+            message = f"another process joined under its name, in epoch {lease.epoch}"
+            self._tell_of("evicted", superseded.lease, "WORKER_SUPERSEDED", message)
+        self._tell_of("joined", lease)
         self.advance(now)
 
     def leave(self, lease: Lease, now: float) -> None:
         """Lets a worker go, if it still holds this lease."""
-        if self._epochs.get(lease.worker) == lease.epoch:
-            self.members.pop(lease.worker, None)
+        if self.members.leave(lease) is not None:
+            self._tell_of("left", lease)
         self.advance(now)
 
-    def renew(self, lease: Lease, now: float) -> Member:
-        """Renews a lease.
+    def evict(self, worker: str, cause: str, block_seconds: float, now: float) -> None:
+        """Sends a worker away.
 
         Raises:
-            KedgeError: WORKER_NOT_FOUND, WORKER_SUPERSEDED or LEASE_EXPIRED.
+            KedgeError: WORKER_NOT_FOUND.
         """
-        current = self._epochs.get(lease.worker)
-        about: dict[str, Any] = {"worker": lease.worker, "epoch": lease.epoch}
-        if current is None:
-            raise KedgeError("WORKER_NOT_FOUND", f"{lease.worker} has not joined: join first", worker=lease.worker)
-        if current != lease.epoch:
-            message = f"{lease.worker} was joined again by another process, in epoch {current}"
-            raise KedgeError("WORKER_SUPERSEDED", message, **about, current_epoch=current)
-        if lease.worker not in self.members:
-            raise KedgeError("LEASE_EXPIRED", f"the lease of {lease.worker} ran out: join again", **about)
-        member = self.members[lease.worker]
-        member.expires_at = now + member.lease.lease_seconds
-        return member
+        member = self.members.evict(worker, cause, now + block_seconds)
+        self._tell_of("evicted", member.lease, "WORKER_EVICTED", cause)
+        self.advance(now)
+
+    def gap(self, worker: str | None) -> Gap | None:
+        """How far a worker is ahead of the slowest; None where that does not matter."""
+        return gap_of(worker, self.members, self.policy)
+
+    def weights_for(self, worker: str | None) -> Held:
+        """The fast weights for a worker (None: for anyone), if nothing holds it back."""
+        gap = self.gap(worker)
+        return self.newest if gap is None or gap.bound else self._barrier
+
+    # Contributions
 
     def contribute(self, push: Push, gradient: np.ndarray, now: float) -> Entry:
         """Records a contribution, or finds the record of a repeated one.
@@ -144,46 +113,49 @@ class FakeRun:
         Raises:
             KedgeError: whatever keeps it from being recorded.
         """
-        ledger = self._ledgers.setdefault((push.lease.worker, push.lease.epoch), Ledger())
-        entry = ledger.find(push.sequence) if ledger.last_sequence else None
+        known = self.members.find(push.lease)
+        entry = known.ledger.find(push.sequence) if known is not None else None
         if entry is not None:
             return entry
-        member = self.renew(push.lease, now)
-        ledger.find(push.sequence)
+        member = self.members.renew(push.lease, now)
         self._check(push)
         entry = Entry(push, gradient, self.step - push.base_step)
-        ledger.record(entry)
+        member.ledger.record(entry)
         member.last = entry
         self._judge(entry, member, now)
+        self.advance(now)
         return entry
 
     def advance(self, now: float) -> None:
-        """Ends the leases and the round that are due at `now`."""
-        self.members = {name: member for name, member in self.members.items() if member.expires_at > now}
-        policy = self.new.aggregation
-        if isinstance(policy, Asynchronous):
+        """Does what is due at `now`: ends leases and the round, and tells of it."""
+        for member in self.members.expire(now):
+            self._tell_of("evicted", member.lease, "LEASE_EXPIRED", "its lease ran out without a heartbeat")
+        live = len(self.members.live)
+        quorum = self.policy.quorum if isinstance(self.policy, Synchronous) else 0
+        self._is_formed = live > 0 and (self._is_formed or live >= quorum)
+        reason = rounds.closing_reason(self._round, self._circumstances, now)
+        if reason is not None:
+            self._close(reason)
+        self._note_slowest()
+        self._note_workers_awaited()
+
+    # Changes by hand
+
+    def set_aggregation(self, policy: Policy, now: float) -> None:
+        """Chooses another policy: the open round ends as the old one says."""
+        if policy == self.policy:
             return
-        self._is_formed = bool(self.members) and (self._is_formed or len(self.members) >= policy.quorum)
-        timeout = policy.timeout_seconds
-        if len(self._round) >= policy.quorum:
-            self._close("QUORUM_REACHED")
-        elif self._round and len(self._round) >= self._required_count():
-            self._close("ALL_LIVE_CONTRIBUTED")
-        elif self._round and timeout is not None and now >= self._round_began_at + timeout:
-            self._close("TIMEOUT")
+        if self._round.entries:
+            self._close("POLICY_CHANGED")
+        self.policy = policy
+        self._is_formed = False  # but for those who are there
+        for member in self.members.live.values():
+            member.clock = 0
+        self._barrier = self.newest
+        self._tell("aggregation_changed", aggregation=policy)
+        self.advance(now)
 
-    def set_hyperparameters(self, group: str, change: Change) -> int:
-        """Changes what the next step is made with."""
-        step = self.step + 1
-        with Refusing("hyperparameters"):
-            self.controls = self.controls.changed(group, change, step=step)
-        return step
-
-    def tick_schedule(self, group: str, to: int | None) -> int:
-        """Ticks a schedule by hand."""
-        with Refusing("schedule"):
-            self.controls = self.controls.ticked(group, to)
-        return self.controls.rate_state(group).tick
+    # What it says of itself
 
     def info(self, now: float, *, with_manifest: bool) -> RunInfo:
         """What the server says of it."""
@@ -193,12 +165,41 @@ class FakeRun:
             create_time=self._create_time,
             parameter_count=manifest.element_count,
             optimizer=self.new.optimizer,
-            aggregation=self.new.aggregation,
+            aggregation=self.policy,
+            admission=self.admission,
             groups=self.new.groups,
-            changes=self.controls.changes,
+            changes=self.model.controls.changes,
             status=self._status(now),
             manifest=manifest if with_manifest else None,
         )
+
+    def _status(self, now: float) -> RunStatus:
+        live, held = self.members.live, len(self._round.entries)
+        return RunStatus(
+            step=self.step,
+            lookahead_sync_count=self.model.lookahead_sync_count,
+            learning_rate=self.model.controls.learning_rate,
+            workers=tuple(live[name].status(now) for name in sorted(live)),
+            round=RoundStatus(held, rounds.required_count(self._round, self._circumstances)) if held else None,
+            applied_count=self._applied_count,
+            rejected_counts=dict(self._rejected_counts),
+            loss=self.model.loss,
+            waiting_for=self._waiting_for(),
+        )
+
+    def _waiting_for(self) -> str:
+        about = self._circumstances
+        return (
+            rounds.workers_awaited(about)
+            or rounds.contributions_awaited(self._round, about)
+            or slowest_awaited(self.members, self.policy)
+        )
+
+    # What becomes of contributions
+
+    @property
+    def _circumstances(self) -> Circumstances:
+        return Circumstances(self.policy, self.members.live.keys(), self._is_formed)
 
     def _check(self, push: Push) -> None:
         if push.example_count < 1:
@@ -213,101 +214,90 @@ class FakeRun:
             )
 
     def _judge(self, entry: Entry, member: Member, now: float) -> None:
-        reason = self._objection(entry)
-        if reason is not None:
-            member.rejected_count += 1
-            self._rejected_counts[reason] += 1
-            message = f"base_step {entry.push.base_step}, step {self.step}: see docs/errors.md"
-            entry.result = PushResult("rejected", reason, self.step, entry.staleness, message)
+        gap = self.gap(entry.push.lease.worker)
+        unfit = self._norms.objection(entry.gradient, self.admission)
+        objection = unfit or self._untimely(entry, gap)
+        if gap is not None and not gap.is_over:
+            member.clock += 1
+        if objection is None:
+            member.unfit_in_a_row = 0
+            self._norms.add(entry.gradient)
+            self._round.add(entry, now)
             return
-        if not self._round:
-            self._round_began_at = now
-        self._round.append(entry)
-        if isinstance(self.new.aggregation, Asynchronous):
-            self._close("EACH_CONTRIBUTION")
-        else:
-            self.advance(now)
+        self._reject(entry, objection)
+        if unfit is not None:
+            self._count_unfit(member, unfit, now)
 
-    def _objection(self, entry: Entry) -> str | None:
-        policy = self.new.aggregation
-        limit = policy.max_staleness if isinstance(policy, Asynchronous) else 0
-        if not np.isfinite(entry.gradient).all():
-            return "NON_FINITE_GRADIENT"
-        if np.square(entry.gradient).sum() > np.finfo(np.float32).max:
-            return "GRADIENT_TOO_LARGE"
+    def _untimely(self, entry: Entry, gap: Gap | None) -> Objection | None:
+        """What there is against a contribution of good values, if anything."""
+        limit = rounds.staleness_limit(self.policy)
         if limit is not None and entry.staleness > limit:
-            return "STALE_GRADIENT"
-        if entry.push.lease.worker in self._contributors():
-            return "ALREADY_CONTRIBUTED"
+            return Objection("STALE_GRADIENT", f"it is {entry.staleness} steps old, the limit is {limit}: pull")
+        if isinstance(self.policy, Synchronous) and entry.push.lease.worker in self._round.contributors:
+            return Objection("ALREADY_CONTRIBUTED", f"the round after step {self.step} has one of this worker: pull")
+        if gap is not None and gap.is_over:
+            return Objection("AHEAD_OF_BOUND", f"{gap}: pull, which waits for the others")
         return None
 
-    def _required_count(self) -> int:
-        policy = self.new.aggregation
-        if isinstance(policy, Asynchronous):
-            return 1
-        awaited = self.members.keys() - self._contributors()
-        return min(policy.quorum, len(self._round) + len(awaited)) if self._is_formed else policy.quorum
-
-    def _contributors(self) -> set[str]:
-        return {entry.push.lease.worker for entry in self._round}
+    def _count_unfit(self, member: Member, objection: Objection, now: float) -> None:
+        """Sends a worker away of which too many gradients in a row were rejected for their values."""
+        member.unfit_in_a_row += 1
+        limit, count = self.admission.quarantine_after, member.unfit_in_a_row
+        if limit is not None and count >= limit:
+            were = "gradient was" if count == 1 else "gradients in a row were"
+            cause = f"quarantined: {count} {were} rejected, the last as {objection.reason}"
+            self.evict(member.lease.worker, cause, self.admission.quarantine_seconds, now)
 
     def _close(self, reason: str) -> None:
-        """Applies the mean of the round."""
-        entries, self._round = self._round, []
-        total = sum(entry.push.example_count for entry in entries)
-        gradient = sum((self._weighted(entry) for entry in entries), np.zeros(())) / total
-        self.updater.apply(gradient, self.controls.values())
+        """Makes a step of the round, or refuses it."""
+        entries, self._round = self._round.entries, Round()
+        fewest = rounds.fewest(self.policy)
+        if len(entries) < fewest:
+            message = f"the round ended ({reason}) with {len(entries)} contributions, its combination needs {fewest}"
+            for entry in entries:
+                self._reject(entry, Objection("COHORT_TOO_SMALL", message))
+        else:
+            self._apply(entries, reason)
+
+    def _apply(self, entries: list[Entry], reason: str) -> None:
+        has_synced = self.model.apply(entries, self.policy)
         self._applied_count += len(entries)
-        losses = [(entry.push.loss, entry.push.example_count) for entry in entries if entry.push.loss is not None]
-        counted = sum(n for _, n in losses)
-        self._loss = sum(loss * n for loss, n in losses) / counted if losses else None
-        self.controls = self.controls.after_step(self._loss, counted)
+        message = f"part of step {self.step}"
         for entry in entries:
-            entry.result = PushResult("applied", reason, self.step, entry.staleness, f"part of step {self.step}")
-            member = self.members.get(entry.push.lease.worker)
-            if member is not None and member.lease.epoch == entry.push.lease.epoch:
-                member.applied_count += 1
+            self._settle(entry, "applied", reason, message).applied_count += 1
+        self._tell("step", reason=reason, contribution_count=len(entries), loss=self.model.loss)
+        if has_synced:
+            self._tell("lookahead_sync")
 
-    def _weighted(self, entry: Entry) -> np.ndarray:
-        policy = self.new.aggregation
-        is_inverse = isinstance(policy, Asynchronous) and policy.scaling == "inverse"
-        scale = 1 / (1 + entry.staleness) if is_inverse else 1.0
-        return entry.gradient * (scale * entry.push.example_count)
+    def _reject(self, entry: Entry, objection: Objection) -> None:
+        self._settle(entry, "rejected", *objection).rejected_count += 1
+        self._rejected_counts[objection.reason] += 1
+        self._tell_of("rejected", entry.push.lease, *objection)
 
-    def _status(self, now: float) -> RunStatus:
-        held, required = len(self._round), self._required_count()
-        return RunStatus(
-            step=self.step,
-            lookahead_sync_count=self.updater.lookahead_sync_count,
-            learning_rate=self.controls.learning_rate,
-            workers=tuple(self._worker_status(self.members[name], now) for name in sorted(self.members)),
-            round=RoundStatus(held, required) if held else None,
-            applied_count=self._applied_count,
-            rejected_counts=dict(self._rejected_counts),
-            loss=self._loss,
-            waiting_for=self._waiting_for(held, required),
-        )
+    def _settle(self, entry: Entry, outcome: Outcome, reason: str, message: str) -> Member:
+        """Records what became of a contribution; the answer is whose it was."""
+        entry.result = PushResult(outcome, reason, self.step, entry.staleness, message)
+        member = self.members.find(entry.push.lease)
+        assert member is not None, "only members contribute"
+        return member
 
-    def _waiting_for(self, held: int, required: int) -> str:
-        policy = self.new.aggregation
-        live = len(self.members)
-        if isinstance(policy, Asynchronous) or not live:
-            return ""
-        missing = policy.quorum - live
-        if missing > 0 and not self._is_formed:
-            return f"{missing} more worker{'s' * (missing > 1)} to join: the quorum is {policy.quorum}, {live} live"
-        more = required - held
-        return f"{more} more contribution{'s' * (more > 1)} to the round, which needs {required}" if held else ""
+    # What is told
 
-    def _worker_status(self, member: Member, now: float) -> WorkerStatus:
-        ledger = self._ledgers.get((member.lease.worker, member.lease.epoch), Ledger())
-        return WorkerStatus(
-            name=member.lease.worker,
-            epoch=member.lease.epoch,
-            lease_remaining_seconds=member.expires_at - now,
-            last_sequence=ledger.last_sequence,
-            applied_count=member.applied_count,
-            rejected_count=member.rejected_count,
-            last_staleness=member.last.staleness if member.last else 0,
-            last_loss=member.last.push.loss if member.last else None,
-        )
+    def _tell(self, kind: EventKind, **fields: object) -> None:
+        self.events.add(kind, self.step, **fields)
+
+    def _tell_of(self, kind: EventKind, lease: Lease, reason: str = "", message: str = "") -> None:
+        self._tell(kind, worker=lease.worker, epoch=lease.epoch, reason=reason, message=message)
+
+    def _note_slowest(self) -> None:
+        """With bound 0 everyone gets the weights of the moment when the slowest clock last rose."""
+        if self.members.slowest_clock != self._slowest_clock:
+            self._slowest_clock = self.members.slowest_clock
+            self._barrier = self.newest
+
+    def _note_workers_awaited(self) -> None:
+        awaited = rounds.workers_awaited(self._circumstances)
+        if awaited != self._workers_awaited:
+            self._workers_awaited = awaited
+            if awaited:
+                self._tell("waiting", message=awaited)

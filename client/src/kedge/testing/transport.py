@@ -1,6 +1,7 @@
 """The fake server's side of the transport: runs under one lock, with waiting."""
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -8,13 +9,31 @@ from typing import NoReturn
 import numpy as np
 
 from kedge.optim.controls import Change
+from kedge.policies import Buffered
+from kedge.testing import pulls
+from kedge.testing.ledger import Entry
+from kedge.testing.pulls import through_wire
 from kedge.testing.run import FakeRun
-from kedge.transport import Lease, NewRun, PullRequest, Push, PushResult, RunInfo, WeightsOfStep
+from kedge.testing.watch import FakeWatch
+from kedge.transport import (
+    Event,
+    Lease,
+    NewRun,
+    PullRequest,
+    Push,
+    PushResult,
+    RunInfo,
+    RunUpdate,
+    WatchStart,
+    WeightsOfStep,
+)
 from kedge.wire.errors import KedgeError
-from kedge.wire.manifest import DTYPES, Manifest
+from kedge.wire.manifest import Manifest
 from kedge.wire.names import parse_run, parse_worker
 
 DEFAULT_LEASE_SECONDS = 10.0
+
+MAX_CAUSE_LENGTH = 256
 
 _POLL_SECONDS = 0.02  # also how soon a waiting call sees that an injected clock has moved
 
@@ -77,12 +96,49 @@ class FakeTransport:
     def set_hyperparameters(self, run: str, group: str, change: Change, *, request_id: str) -> int:  # noqa: ARG002
         """Changes a live run."""
         with self._changed:
-            return self._run(run).set_hyperparameters(group, change)
+            return self._run(run).model.set_hyperparameters(group, change)
+
+    def update_run(self, run: str, update: RunUpdate, *, request_id: str) -> int:  # noqa: ARG002  no retries
+        """Changes the aggregation or the admission of a live run."""
+        with self._changed:
+            held = self._run(run)
+            if update.aggregation is not None:
+                held.set_aggregation(update.aggregation, self._clock())
+            if update.admission is not None:
+                held.admission = update.admission
+            self._changed.notify_all()
+            return held.step + 1
+
+    def evict(self, worker: str, cause: str, block_seconds: float | None) -> None:
+        """Ends a worker's lease from outside."""
+        _check_eviction(cause, block_seconds)
+        with self._changed:
+            self._run(parse_worker(worker).run).evict(worker, cause, block_seconds or 0.0, self._clock())
+            self._changed.notify_all()
+
+    def watch(self, run: str, start: WatchStart) -> FakeWatch:
+        """Tells what happens to a run."""
+        with self._changed:
+            held = self._run(run)
+            is_from_now = start == WatchStart()
+            seen = held.events.last_number if is_from_now else start.after_number or 0
+            return FakeWatch(self, held, seen, start.from_step or 0)
+
+    def next_event(self, watch: FakeWatch) -> Event:
+        """What a watch is to be told next; blocks until there is something."""
+        with self._changed:
+            while not watch.is_closed:
+                self._check_there(watch.run)
+                event = watch.run.events.next_after(watch.seen_number, watch.from_step)
+                if event is not None:
+                    return event
+                self._changed.wait(_POLL_SECONDS)
+        raise KedgeError("CANCELLED", "the watch was closed")
 
     def tick_schedule(self, run: str, group: str, *, to: int | None, request_id: str) -> int:  # noqa: ARG002  no retries
         """Ticks a schedule by hand."""
         with self._changed:
-            return self._run(run).tick_schedule(group, to)
+            return self._run(run).model.tick_schedule(group, to)
 
     def join(self, run: str, worker_id: str, lease_seconds: float | None) -> Lease:
         """Takes a lease."""
@@ -96,7 +152,7 @@ class FakeTransport:
     def heartbeat(self, lease: Lease) -> None:
         """Renews a lease."""
         with self._changed:
-            self._run(parse_worker(lease.worker).run).renew(lease, self._clock())
+            self._run(parse_worker(lease.worker).run).members.renew(lease, self._clock())
 
     def leave(self, lease: Lease) -> None:
         """Gives a lease back."""
@@ -105,33 +161,29 @@ class FakeTransport:
             self._changed.notify_all()
 
     def pull(self, run: str, manifest: Manifest, request: PullRequest) -> WeightsOfStep:
-        """Fetches weights."""
+        """Fetches weights without a lease."""
         with self._changed:
             held = self._run(run)
             _check_manifest(held, manifest)
-            self._wait(held, lambda: held.step >= request.min_step, request.wait_seconds)
-            if held.step < request.min_step:
-                raise KedgeError(
-                    "STEP_NOT_REACHED",
-                    f"{run} is at step {held.step}, waited {request.wait_seconds:g} s for step {request.min_step}",
-                    step=held.step,
-                    min_step=request.min_step,
-                )
-            return WeightsOfStep(held.step, _weights(held, request))
+            return self._pull(held, request, None)
+
+    def pull_for(self, worker: str, manifest: Manifest, request: PullRequest) -> WeightsOfStep:
+        """Fetches weights for a worker."""
+        with self._changed:
+            held = self._run(parse_worker(worker).run)
+            _check_manifest(held, manifest)
+            return self._pull(held, request, worker)
 
     def push(self, manifest: Manifest, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
         """Takes a contribution, and waits for its round."""
         with self._changed:
             run = self._run(parse_worker(push.lease.worker).run)
             _check_manifest(run, manifest)
-            entry = run.contribute(push._replace(arrays=()), _through_wire(push.arrays, push.dtype), self._clock())
+            entry = run.contribute(push._replace(arrays=()), through_wire(push.arrays, push.dtype), self._clock())
             self._changed.notify_all()
-            self._wait(run, lambda: entry.result is not None, push.wait_seconds)
-            result = entry.result or PushResult(
-                "deferred", "WAITING_FOR_QUORUM", run.step, entry.staleness, "its round is open: push it again"
-            )
-            weights = WeightsOfStep(run.step, _weights(run, push.pull)) if push.pull else None
-            return result, weights
+            self._wait(run, lambda: _is_answerable(run, entry), push.wait_seconds)
+            result = entry.result or _deferred(run, entry)
+            return result, self._pull(run, push.pull, push.lease.worker) if push.pull else None
 
     def open_exchange(self, manifest: Manifest) -> "FakeExchange":
         """Opens a stream."""
@@ -153,12 +205,26 @@ class FakeTransport:
         run.advance(self._clock())
         return run
 
+    def _check_there(self, run: FakeRun) -> None:
+        """Brings the run up to now, or refuses one that was deleted."""
+        if self._run(run.name) is not run:
+            _raise_not_found(run.name)
+
     def _wait(self, run: FakeRun, is_done: Callable[[], bool], wait_seconds: float) -> None:
         give_up_at = self._clock() + wait_seconds
         while not is_done() and self._clock() < give_up_at:
             self._changed.wait(_POLL_SECONDS)
-            if self._run(run.name) is not run:
-                _raise_not_found(run.name)
+            self._check_there(run)
+
+    def _pull(self, run: FakeRun, request: PullRequest, worker: str | None) -> WeightsOfStep:
+        pulls.check_has(run, request)
+        if request.weights == "slow":
+            worker = None  # nothing holds them back
+        self._wait(run, lambda: pulls.obstacle(run, request, worker) is None, request.wait_seconds)
+        obstacle = pulls.obstacle(run, request, worker)
+        if obstacle is not None:
+            raise obstacle
+        return pulls.answer(run, request, worker)
 
 
 class FakeExchange:
@@ -174,7 +240,7 @@ class FakeExchange:
 
     def pull(self, worker: str, request: PullRequest) -> WeightsOfStep:
         """Fetches weights."""
-        return self._transport.pull(parse_worker(worker).run, self._manifest, request)
+        return self._transport.pull_for(worker, self._manifest, request)
 
     def close(self) -> None:
         """Does nothing."""
@@ -192,7 +258,7 @@ def _check_manifest(run: FakeRun, manifest: Manifest) -> None:
 
 
 def _finite_weights(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    weights = _through_wire(arrays, "float32")
+    weights = through_wire(arrays, "float32")
     bad = np.flatnonzero(~np.isfinite(weights))
     if bad.size:
         message = f"element {bad[0]} of the initial weights is {weights[bad[0]]}"
@@ -200,17 +266,23 @@ def _finite_weights(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return weights
 
 
-def _weights(run: FakeRun, request: PullRequest) -> np.ndarray:
-    fast, slow = run.updater.fast, run.updater.slow
-    parts = [part for name, part in (("fast", fast), ("slow", slow)) if name in request.weights.split("_and_")]
-    held = [part for part in parts if part is not None]
-    if len(held) < len(parts):
-        message = f"{run.name} has no Lookahead, so no slow weights: pull the fast ones"
-        raise KedgeError("NO_SLOW_WEIGHTS", message, run=run.name)
-    return _through_wire([part.astype(np.float32) for part in held], request.dtype).astype(np.float32)
+def _check_eviction(cause: str, block_seconds: float | None) -> None:
+    if len(cause) > MAX_CAUSE_LENGTH:
+        message = f"cause has {len(cause)} characters: it may have {MAX_CAUSE_LENGTH}"
+        raise KedgeError("INVALID_CONFIGURATION", message, field="cause")
+    if block_seconds is not None and not 0 <= block_seconds < math.inf:
+        message = f"block_seconds is {block_seconds}: it must be None, or 0 or more"
+        raise KedgeError("INVALID_CONFIGURATION", message, field="block")
 
 
-def _through_wire(arrays: Sequence[np.ndarray], dtype: str) -> np.ndarray:
-    """The values as the other side has them, float64."""
-    with np.errstate(over="ignore"):
-        return np.concatenate([array.reshape(-1).astype(DTYPES[dtype]) for array in arrays]).astype(np.float64)
+def _is_answerable(run: FakeRun, entry: Entry) -> bool:
+    return entry.result is not None or isinstance(run.policy, Buffered)
+
+
+def _deferred(run: FakeRun, entry: Entry) -> PushResult:
+    reason, message = (
+        ("BUFFERED", "it waits in the buffer: go on")
+        if isinstance(run.policy, Buffered)
+        else ("WAITING_FOR_QUORUM", "its round is open: push it again")
+    )
+    return PushResult("deferred", reason, run.step, entry.staleness, message)

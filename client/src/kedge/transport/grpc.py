@@ -10,8 +10,8 @@ from google.protobuf.message import Message
 from kedge.optim.controls import Change
 from kedge.transport import convert
 from kedge.transport.status import closed_error, error_from_rpc, internal_error
-from kedge.transport.stream import GrpcExchange, answers, messages_of, read_weights
-from kedge.transport.values import Lease, NewRun, PullRequest, RunInfo, WeightsOfStep
+from kedge.transport.stream import GrpcExchange, GrpcWatch, answers, messages_of, read_weights
+from kedge.transport.values import Lease, NewRun, PullRequest, RunInfo, RunUpdate, WatchStart, WeightsOfStep
 from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2
 from kedge.wire.codec import (
     MAX_MESSAGE_BYTES,
@@ -127,6 +127,11 @@ class GrpcTransport:
         )
         return self._call("UpdateRun", request, run_service_pb2.UpdateRunResponse).step
 
+    def update_run(self, run: str, update: RunUpdate, *, request_id: str) -> int:
+        """Changes the aggregation or the admission of a live run."""
+        request = convert.update_request(run, update, request_id)
+        return self._call("UpdateRun", request, run_service_pb2.UpdateRunResponse).step
+
     def tick_schedule(self, run: str, group: str, *, to: int | None, request_id: str) -> int:
         """Ticks a schedule by hand."""
         request = run_service_pb2.TickScheduleRequest(name=run, group=group, to_tick=to, request_id=request_id)
@@ -147,6 +152,22 @@ class GrpcTransport:
         """Gives a lease back. It waits only briefly: a lease that is not given back ends by itself."""
         request = run_service_pb2.LeaveRunRequest(worker=lease.worker, epoch=lease.epoch)
         self._call("LeaveRun", request, run_service_pb2.LeaveRunResponse, timeout_seconds=2.0)
+
+    def evict(self, worker: str, cause: str, block_seconds: float | None) -> None:
+        """Ends a worker's lease from outside."""
+        request = run_service_pb2.EvictWorkerRequest(worker=worker, cause=cause, block=duration_to_wire(block_seconds))
+        self._call("EvictWorker", request, run_service_pb2.EvictWorkerResponse)
+
+    def watch(self, run: str, start: WatchStart) -> GrpcWatch:
+        """Tells what happens to a run. Returns when the server has said that the watch has begun."""
+        call = self._channel.unary_stream(
+            "/kedge.v1.RunService/WatchRun",
+            request_serializer=serialize,
+            response_deserializer=_parser(run_service_pb2.WatchRunResponse),
+        )
+        message = convert.watch_request(run, start)
+        watch: GrpcWatch = self._invoke(lambda: GrpcWatch(call(message), self._error))
+        return watch
 
     def pull(self, run: str, manifest: Manifest, request: PullRequest) -> WeightsOfStep:
         """Fetches weights without a lease."""

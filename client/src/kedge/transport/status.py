@@ -73,6 +73,10 @@ def _error_from_code(call: Any, address: str, *, is_closed: bool) -> KedgeError:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         message = f"no answer from {address} ({details}): check that kedge-server runs there and can be reached"
         return KedgeError("SERVER_UNAVAILABLE", message, address=address)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # Said by gRPC or a proxy: too many calls at once, or no memory for them.
+        message = f"the server at {address} has no room for this call now ({details}): let fewer workers come at once"
+        return KedgeError("SERVER_UNAVAILABLE", message, address=address)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         message = f"the server at {address} does not know this call ({details}): bring client and server to one version"
         return KedgeError("UNSUPPORTED", message, method="")

@@ -1,9 +1,10 @@
-"""Streams of chunks over gRPC: weights coming in, contributions going out, and the long-lived Exchange."""
+"""Streams over gRPC: weights coming in, contributions going out, the long-lived Exchange, and the events of a run."""
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -11,7 +12,7 @@ from google.protobuf.message import Message
 
 from kedge.transport import convert
 from kedge.transport.status import cancelled_error, internal_error
-from kedge.transport.values import PullRequest, Push, PushResult, WeightsOfStep
+from kedge.transport.values import Event, PullRequest, Push, PushResult, WeightsOfStep
 from kedge.v1.optimizer_service_pb2 import ExchangePull, ExchangeRequest, ExchangeResponse, WeightsHeader
 from kedge.v1.tensor_pb2 import WEIGHTS_FAST_AND_SLOW, StreamTrailer
 from kedge.wire.codec import Chunk, FlatDecoder, FlatEncoder, Malformed, serialize, stream_parser
@@ -43,7 +44,7 @@ def answers(call: Iterable[Any], error_of: ErrorOf) -> Iterator[Any]:
 
 
 def read_weights(messages: Iterator[Any], manifest: Manifest) -> WeightsOfStep:
-    """Reads header, chunks and trailer.
+    """Reads header, chunks and trailer; without chunks where the weights are unchanged.
 
     Raises:
         KedgeError: MANIFEST_MISMATCH if the run is another by now, CHECKSUM_MISMATCH, or INTERNAL.
@@ -64,7 +65,10 @@ def read_weights(messages: Iterator[Any], manifest: Manifest) -> WeightsOfStep:
         raise internal_error(f"the server's stream of weights is wrong: {error.message}") from error
 
 
-def _read_flat(messages: Iterator[Any], header: WeightsHeader, manifest: Manifest) -> np.ndarray:
+def _read_flat(messages: Iterator[Any], header: WeightsHeader, manifest: Manifest) -> np.ndarray | None:
+    if header.is_unchanged:
+        _check_nothing(messages, header)
+        return None
     parts = 2 if header.weights == WEIGHTS_FAST_AND_SLOW else 1
     flat = np.empty(manifest.element_count * parts, np.float32)
     decoder = FlatDecoder(flat, dtype=dtype_from_wire(header.dtype), size_bytes=header.size_bytes)
@@ -74,6 +78,12 @@ def _read_flat(messages: Iterator[Any], header: WeightsHeader, manifest: Manifes
         message = _next(messages)
     decoder.finish(_field(message, "trailer").crc32c)
     return flat
+
+
+def _check_nothing(messages: Iterator[Any], header: WeightsHeader) -> None:
+    crc32c = _field(_next(messages), "trailer").crc32c
+    if header.size_bytes or crc32c:
+        raise internal_error(f"the server says that nothing changed, and sent {header.size_bytes} bytes, CRC {crc32c}")
 
 
 def _next(messages: Iterator[Any]) -> Any:
@@ -130,6 +140,39 @@ class GrpcExchange:
         if self._is_closed:
             raise cancelled_error()
         self._requests.put(messages)
+
+
+class GrpcWatch:
+    """The events of a run, an iterator. Made when the server's first message is here: the watch has begun then."""
+
+    def __init__(self, call: Any, error_of: Callable[..., KedgeError]) -> None:
+        self._call = call
+        self._is_closed = False
+        self._messages = answers(call, lambda error: error_of(error, is_closed=call.cancelled()))
+        self._pending: deque[Event] = deque()
+        try:
+            self._read()
+        except BaseException:
+            call.cancel()
+            raise
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        while not self._is_closed:
+            if self._pending:
+                return self._pending.popleft()
+            self._read()
+        raise cancelled_error()
+
+    def close(self) -> None:
+        """Ends the stream, from any thread."""
+        self._is_closed = True
+        self._call.cancel()
+
+    def _read(self) -> None:
+        self._pending.extend(convert.events(_next(self._messages).events))
 
 
 def _end(requests: "SimpleQueue[Iterable[bytes | Message] | None]", call: grpc.Call) -> None:

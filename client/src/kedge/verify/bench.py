@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kedge.client import Client, Run
+from kedge.client import Client
 from kedge.errors import NotFoundError, WaitTimeoutError
 from kedge.optim import Optimizer
 from kedge.policies import Asynchronous, Policy, Synchronous
+from kedge.run import Run
 
 ROUNDING = 2.0**-24
 """The largest relative error of one rounding to float32."""

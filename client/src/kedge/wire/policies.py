@@ -75,14 +75,16 @@ def admission_from_wire(message: run_pb2.Admission) -> policies.Admission:
     Raises:
         KedgeError: INVALID_CONFIGURATION.
     """
-    given = {
+    given: dict[str, Any] = {
         name: getattr(message, name)
         for name in ("max_norm", "outlier_factor", "quarantine_after")
         if message.HasField(name)
     }
     with Refusing("admission"):
         seconds = duration_from_wire(message, "quarantine")
-        return policies.Admission(**given, **({} if seconds is None else {"quarantine_seconds": seconds}))
+        if seconds is not None:
+            given["quarantine_seconds"] = seconds
+        return policies.Admission(**given)
 
 
 def _combination_to_wire(policy: policies.Synchronous | policies.Buffered) -> dict[str, Any]:

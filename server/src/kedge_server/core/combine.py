@@ -51,25 +51,24 @@ MEAN = Combine("mean")
 def combined(
     gradients: Sequence[np.ndarray], factors: Sequence[np.float32], combine: Combine
 ) -> jax.Array | np.ndarray:
-    """A block's robust combination.
+    """A block's robust combination. Waits for it, or the results of all of a run's blocks would be held at one time.
 
     Beside its result it takes no memory for up to 64 contributions, and some megabytes for more.
 
     Args:
-        gradients: the block's part of each contribution, float32, flat, all of one length. Only read, and perhaps not
-            before the result is there.
+        gradients: the block's part of each contribution, float32, flat, all of one length. Only read.
         factors: what each is multiplied with first.
         combine: a trimmed mean or median.
 
     Returns:
-        float32, of that length. May still be computing.
+        float32, of that length.
     """
     assert combine.kind != "mean"
     assert len(gradients) == len(factors) >= combine.required_count
     left_out = combine.left_out(len(gradients))
     if len(gradients) > _NETWORK_COUNT:
         return _in_pieces(gradients, factors, left_out)
-    return _network(len(gradients), left_out)(tuple(gradients), tuple(factors))
+    return _network(len(gradients), left_out)(tuple(gradients), tuple(factors)).block_until_ready()
 
 
 @lru_cache(maxsize=_KEPT_KERNELS)

@@ -378,7 +378,8 @@ class RunEngine:
     def _look_at_gates(self) -> None:
         coordinator = self._coordinator
         self._publication.keep_barrier(coordinator.barrier_step, is_wanted=coordinator.is_lockstep)
-        gate = (coordinator.policy, coordinator.barrier_step, coordinator.leases.slowest_clock)
+        leases = coordinator.leases
+        gate = (coordinator.policy, coordinator.barrier_step, leases.slowest_clock, len(leases))
         if gate != self._gate:
             self._gate = gate
             self._publication.look_again()

@@ -1,4 +1,4 @@
-"""What changes the weights of a run: clips, decay, the rule, the rate, Lookahead."""
+"""What changes weights: clips, decay, the rule, the rate, Lookahead."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ import numpy as np
 from kedge import optim
 from kedge.optim.controls import StepValues
 from kedge.optim.groups import assign
-from kedge.testing.optimizers.rules import Tensor, direction_of
+from kedge.updates.rules import Tensor, direction_of
 from kedge.wire.manifest import Manifest
 
 
 class Updater:
-    """The weights of a run and what changes them.
+    """Weights and what changes them.
 
     Args:
-        optimizer: the run's.
-        groups: the run's.
-        manifest: the run's.
+        optimizer: what makes the steps.
+        groups: tensors with hyperparameters of their own.
+        manifest: how the flat range is divided.
         weights: the initial weights, of shape [n].
 
     Attributes:
         step: updates applied.
         lookahead_sync_count: lookahead syncs among them.
-        fast: float64 of shape [n].
+        fast: float64 of shape [n]. Without Lookahead it may be set: the moments stay.
         slow: float64 of shape [n]; None without Lookahead. Frozen tensors are the same in both.
 
     Raises:

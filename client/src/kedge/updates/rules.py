@@ -55,7 +55,7 @@ def direction_of(rule: optim.Rule) -> Direction:
         KedgeError: INVALID_CONFIGURATION for `optim.Optax`.
     """
     if isinstance(rule, optim.Optax):
-        message = f"the fake server has no optax: use a real server for Optax({rule.name!r})"
+        message = f"NumPy has no optax: use a real server for Optax({rule.name!r})"
         raise KedgeError("INVALID_CONFIGURATION", message, field="optimizer.rule")
     return _DIRECTIONS[type(rule)]
 

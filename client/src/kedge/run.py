@@ -1,0 +1,413 @@
+"""A run on a server: its weights, its settings, its workers and its events."""
+
+import operator
+import os
+import re
+import socket
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from kedge import optim, policies, tree
+from kedge.optim._checks import plain
+from kedge.optim.controls import Change
+from kedge.optim.groups import check_changes
+from kedge.optim.schedules.base import check_epoch
+from kedge.retry import Retrier
+from kedge.transport import Lease, PullRequest, RunInfo, RunStatus, RunUpdate, Transport, WatchStart, WeightsOfStep
+from kedge.watch import Watch
+from kedge.weights import FastOrSlow, pull_patiently, pull_request
+from kedge.wire.errors import KedgeError
+from kedge.wire.manifest import DTYPES, Manifest
+from kedge.wire.names import WorkerName, check_id, parse_run, parse_worker
+from kedge.worker import Worker
+
+_TRANSPORTS = ("auto", "grpc")
+_MAX_CAUSE_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Weights of one step, in the structure of the run's params.
+
+    Attributes:
+        step: the step that they are of.
+        fast: the fast weights; None if only the slow ones were asked for.
+        slow: the slow weights; None without Lookahead, or if only the fast ones were asked for.
+    """
+
+    step: int
+    fast: Any
+    slow: Any
+
+
+class Run:
+    """A run that a server holds. A client makes it; it may be used from any thread.
+
+    Attributes:
+        name: `runs/{run}`.
+        manifest: its tensors in order.
+        optimizer: as it was created.
+        aggregation: how contributions become steps, as of the moment when the run was opened or this object changed it.
+        admission: which gradients it takes, as of the same moment.
+        groups: its parameter groups, as it was created.
+    """
+
+    def __init__(
+        self, transport: Transport, retrier: Retrier, info: RunInfo, *, manifest: Manifest, template: tree.Template
+    ) -> None:
+        self._transport = transport
+        self._retrier = retrier
+        self._template = template
+        self.name = info.name
+        self.manifest = manifest
+        self.optimizer = info.optimizer
+        self.aggregation = info.aggregation
+        self.admission = info.admission
+        self.groups = info.groups
+
+    @property
+    def id(self) -> str:
+        """The {run} of `runs/{run}`."""
+        return parse_run(self.name)
+
+    def join(
+        self,
+        name: str | None = None,
+        *,
+        wire_dtype: str = "float32",
+        transport: str = "auto",
+        lease_seconds: float | None = None,
+    ) -> Worker:
+        """Joins as a worker: takes a lease, and renews it in the background until the worker is closed.
+
+        Args:
+            name: the worker's id, unique in the run: whoever joins under a name that is taken supersedes its holder.
+                None makes one of the host's name, the process and a random part.
+            wire_dtype: what gradients and weights are sent as: "float32", "bfloat16" or "float16".
+            transport: "auto" or "grpc".
+            lease_seconds: how long the server counts on the worker without hearing of it, within the server's limits;
+                None takes its default.
+
+        Raises:
+            ValueError: for another wire_dtype or transport, or a lease that is not greater than 0.
+            KedgeError: INVALID_NAME, RUN_NOT_FOUND, TOO_MANY_WORKERS, SERVER_UNAVAILABLE; UNSUPPORTED for the transport
+                "shared_memory", which this version does not have.
+        """
+        _check_join(wire_dtype, transport, lease_seconds)
+        # Never left to the server, so that a repeated attempt replaces the first one instead of standing beside it.
+        worker_id = _new_worker_id() if name is None else check_id(name, what="worker")
+        lease: Lease = self._retrier.call(lambda: self._transport.join(self.name, worker_id, lease_seconds))
+        return Worker(
+            self._transport,
+            self._retrier,
+            lease,
+            manifest=self.manifest,
+            template=self._template,
+            wire_dtype=wire_dtype,
+        )
+
+    def pull(
+        self,
+        weights: FastOrSlow = "fast",
+        *,
+        min_step: int | None = None,
+        timeout_seconds: float | None = 60.0,
+        if_newer_than: int | None = None,
+    ) -> Any:
+        """Fetches weights without a lease; blocks until they are here.
+
+        Args:
+            weights: "fast" or "slow". Slow weights are the ones to evaluate and deploy.
+            min_step: wait until the run has reached this step; None takes the weights as they are.
+            timeout_seconds: how long to wait for `min_step`; None waits as long as it takes.
+            if_newer_than: a step; weights of this one or an earlier one are not sent.
+
+        Returns:
+            NumPy arrays in the structure of the run's params, not shared with anyone; None if there is nothing newer
+            than `if_newer_than`.
+
+        Raises:
+            KedgeError: NO_SLOW_WEIGHTS, STEP_NOT_REACHED, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        request = pull_request(weights, min_step=min_step, if_newer_than=if_newer_than)
+        data = pull_patiently(self._pull, request, timeout_seconds)
+        return None if data.flat is None else self._template.fill(tree.split_flat(data.flat, self.manifest))
+
+    def snapshot(self, weights: FastOrSlow | None = None) -> Snapshot:
+        """Fetches weights with the step that they are of.
+
+        Args:
+            weights: "fast" or "slow" for one of them; None for all there are, both of the same step.
+
+        Raises:
+            KedgeError: NO_SLOW_WEIGHTS, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        has_both = weights is None and self.optimizer.spec().sync_period is not None
+        kinds = ("fast", "slow") if has_both else (weights or "fast",)
+        data = self._pull(PullRequest("fast_and_slow") if has_both else pull_request(kinds[0]))
+        assert data.flat is not None, "a pull without a condition is answered with weights"
+        parts = data.flat.reshape(len(kinds), self.manifest.element_count)
+        trees = {
+            kind: self._template.fill(tree.split_flat(part, self.manifest))
+            for kind, part in zip(kinds, parts, strict=True)
+        }
+        return Snapshot(data.step, trees.get("fast"), trees.get("slow"))
+
+    def info(self) -> RunInfo:
+        """What the server says of the run now, without its manifest.
+
+        Raises:
+            KedgeError: RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        return self._retrier.call(lambda: self._transport.get_run(self.name, with_manifest=False))
+
+    def status(self) -> RunStatus:
+        """Where the run stands now.
+
+        Raises:
+            KedgeError: RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        return self.info().status
+
+    def set_hyperparameters(
+        self,
+        *,
+        group: str = "",
+        lr: float | optim.Schedule | None = None,
+        weight_decay: float | None = None,
+        grad_clip_norm: float | None = None,
+        grad_clip_value: float | None = None,
+    ) -> int:
+        """Changes hyperparameters while the run goes on. The moments stay, and the update is not compiled anew.
+
+        What is None stays. A change that changes nothing is not recorded, so every worker may make it. `info().changes`
+        lists those that were made.
+
+        Args:
+            group: the name of a parameter group; "" for the run and every group without a value of its own.
+            lr: a rate, or a schedule, which begins at its first tick.
+            weight_decay: of the kind that the optimizer has: coupled, or decoupled as in AdamW.
+            grad_clip_norm: greater than 0; math.inf switches it off.
+            grad_clip_value: greater than 0; math.inf switches it off.
+
+        Returns:
+            The number of the next step to be made, which is made with it.
+
+        Raises:
+            ValueError, TypeError: for what can be no hyperparameter; the message names it.
+            KedgeError: INVALID_CONFIGURATION for a group that the run does not have; RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        change = Change(*check_changes(lr, weight_decay, grad_clip_norm, grad_clip_value))
+        if not isinstance(group, str):
+            raise TypeError(f'group is {group!r}: give the name of a group, or "" for the run')
+        request_id = uuid.uuid4().hex
+        return self._retrier.call(
+            lambda: self._transport.set_hyperparameters(self.name, group, change, request_id=request_id)
+        )
+
+    def tick_schedule(self, *, group: str = "", to: int | None = None) -> int:
+        """Ticks a schedule that was made with `tick="manual"`: what `scheduler.step()` is elsewhere.
+
+        Without `to` every call is one tick, whoever makes it: let one worker do so. With `to`, all may.
+
+        Args:
+            group: the name of a parameter group that has a rate of its own; "" for the run's.
+            to: the tick to be at, if it is not reached yet; None for one more.
+
+        Returns:
+            The ticks so far.
+
+        Raises:
+            KedgeError: INVALID_CONFIGURATION where no schedule ticks by hand; RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        to = plain(to)
+        if to is not None:
+            check_epoch("to", to)
+        request_id = uuid.uuid4().hex
+        return self._retrier.call(lambda: self._transport.tick_schedule(self.name, group, to=to, request_id=request_id))
+
+    def set_aggregation(self, aggregation: policies.Policy) -> int:
+        """Changes how contributions become steps, while the run goes on.
+
+        The round that is open ends: what it holds becomes one step the way the old aggregation says, or is rejected as
+        COHORT_TOO_SMALL if a trimmed mean or a median has too few. Whatever arrives from then on is judged by the new
+        one. What the run has already changes nothing, so every worker may call this.
+
+        Args:
+            aggregation: as for `Client.create_run`.
+
+        Returns:
+            The number of the next step to be made, the first that the new aggregation may make.
+
+        Raises:
+            TypeError: for what is no aggregation.
+            KedgeError: INVALID_CONFIGURATION, RUN_TOO_LARGE if the server has no room for so large a round;
+                RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+
+        Example:
+            >>> run.set_aggregation(kedge.BoundedStaleness(bound=4))
+        """
+        check_aggregation(aggregation)
+        step = self._update(RunUpdate(aggregation=aggregation))
+        self.aggregation = aggregation
+        return step
+
+    def set_admission(self, admission: policies.Admission) -> int:
+        """Changes which gradients the run takes, from the next that arrives.
+
+        Args:
+            admission: as a whole: what is left out of it has its default.
+
+        Returns:
+            The number of the next step to be made.
+
+        Raises:
+            TypeError: for what is no admission.
+            KedgeError: INVALID_CONFIGURATION, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        check_admission(admission)
+        step = self._update(RunUpdate(admission=admission))
+        self.admission = admission
+        return step
+
+    def evict(self, worker: str, cause: str = "", *, block_seconds: float | None = None) -> None:
+        """Sends a worker away: its lease ends, and what it sends from then on fails with WORKER_EVICTED.
+
+        What it has contributed stays.
+
+        Args:
+            worker: its id, "w1", or its full name.
+            cause: why, for the worker to read; up to 256 characters.
+            block_seconds: for how long nobody may join under its name; None: a new process may at once.
+
+        Raises:
+            ValueError, TypeError: for a worker of another run, a longer cause, or a time that is not above 0.
+            KedgeError: WORKER_NOT_FOUND if it holds no lease; INVALID_NAME, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        name = self._worker_name(worker)
+        _check_eviction(cause, block_seconds)
+        has_failed = False
+
+        def attempt() -> None:
+            nonlocal has_failed
+            try:
+                self._transport.evict(name, cause, block_seconds)
+            except KedgeError as error:
+                # An attempt before this one may have arrived, and only its answer been lost.
+                if not (has_failed and error.reason == "WORKER_NOT_FOUND"):
+                    has_failed = True
+                    raise
+
+        self._retrier.call(attempt)
+
+    def watch(self, *, from_step: int | None = None, after_number: int | None = None) -> Watch:
+        """Tells what happens to the run, as it happens: steps, lookahead syncs, workers, rejections, changes.
+
+        Blocks until the server has begun to watch: nothing that happens after the call is missed.
+
+        Args:
+            from_step: begin with the events of this step, as far as they are kept.
+            after_number: begin after the event of this number. With neither, begin now.
+
+        Returns:
+            An iterator of `kedge.Event` in order, to be closed or used in a `with` block. Where events are no longer
+            kept, or were read too slowly, one event of kind "summary" stands for them.
+
+        Raises:
+            ValueError, TypeError: for both, or for what is no whole number >= 0.
+            KedgeError: RUN_NOT_FOUND, TOO_MANY_STREAMS, SERVER_UNAVAILABLE.
+
+        Example:
+            >>> with run.watch() as events:
+            ...     for event in events:
+            ...         print(event.step, event.kind, event.worker, event.message)
+        """
+        if from_step is not None and after_number is not None:
+            raise ValueError("from_step and after_number are both given: give one of them")
+        start = WatchStart(_checked_number("from_step", from_step), _checked_number("after_number", after_number))
+        return Watch(self._transport, self._retrier, self.name, start)
+
+    def delete(self) -> None:
+        """Deletes the run, as `Client.delete_run` does."""
+        self._retrier.call(lambda: self._transport.delete_run(self.name))
+
+    def __repr__(self) -> str:
+        return f"<kedge.Run {self.name}: {self.manifest.element_count} parameters>"
+
+    def _pull(self, request: PullRequest) -> WeightsOfStep:
+        return self._retrier.call(lambda: self._transport.pull(self.name, self.manifest, request))
+
+    def _update(self, update: RunUpdate) -> int:
+        request_id = uuid.uuid4().hex
+        return self._retrier.call(lambda: self._transport.update_run(self.name, update, request_id=request_id))
+
+    def _worker_name(self, worker: str) -> str:
+        if not isinstance(worker, str):
+            raise TypeError(f'worker is {worker!r}: give its id, as in "w1", or its full name')
+        if "/" not in worker:
+            return str(WorkerName(self.id, check_id(worker, what="worker")))
+        if parse_worker(worker).run != self.name:
+            raise ValueError(f"worker is {worker!r}: it is none of {self.name}")
+        return worker
+
+
+def check_aggregation(value: object) -> None:
+    """Refuses what is no aggregation.
+
+    Raises:
+        TypeError: as it says.
+    """
+    if not isinstance(value, policies.Policy):
+        raise TypeError(
+            f"aggregation is {value!r}: give kedge.Synchronous(quorum), kedge.Asynchronous(), "
+            "kedge.BoundedStaleness(bound) or kedge.Buffered(size)"
+        )
+
+
+def check_admission(value: object) -> None:
+    """Refuses what is no admission.
+
+    Raises:
+        TypeError: as it says.
+    """
+    if not isinstance(value, policies.Admission):
+        raise TypeError(f"admission is {value!r}: give kedge.Admission(...), as in kedge.Admission(max_norm=10.0)")
+
+
+def _check_eviction(cause: object, block_seconds: float | None) -> None:
+    if not isinstance(cause, str):
+        raise TypeError(f"cause is {cause!r}: it must be text")
+    if len(cause) > _MAX_CAUSE_LENGTH:
+        raise ValueError(f"cause has {len(cause)} characters: it may have {_MAX_CAUSE_LENGTH}")
+    if block_seconds is not None and not block_seconds > 0:
+        raise ValueError(f"block_seconds is {block_seconds!r}: it must be None or greater than 0")
+
+
+def _checked_number(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}: it must be None or a whole number") from None
+    if not 0 <= number < 1 << 63:
+        raise ValueError(f"{name} is {value!r}: it must be None, or 0 to 2**63 - 1")
+    return number
+
+
+def _check_join(wire_dtype: str, transport: str, lease_seconds: float | None) -> None:
+    if wire_dtype not in DTYPES:
+        raise ValueError(f"wire_dtype is {wire_dtype!r}: it must be one of {', '.join(DTYPES)}")
+    if transport == "shared_memory":
+        message = 'transport "shared_memory" does not exist in this version: use "auto" or "grpc"'
+        raise KedgeError("UNSUPPORTED", message, method="join")
+    if transport not in _TRANSPORTS:
+        raise ValueError(f"transport is {transport!r}: it must be one of {', '.join(_TRANSPORTS)}")
+    if lease_seconds is not None and not lease_seconds > 0:
+        raise ValueError(f"lease_seconds is {lease_seconds!r}: it must be None or greater than 0")
+
+
+def _new_worker_id() -> str:
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()).strip("-")[:32] or "host"
+    return f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"

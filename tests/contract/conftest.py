@@ -1,5 +1,7 @@
 """The servers that the contract suite runs against: the fake one, the fake one behind gRPC, and the real one."""
 
+import contextlib
+import functools
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
@@ -10,9 +12,11 @@ import pytest
 from bridge import fake_server_behind_grpc
 
 from kedge import testing
-from kedge.client import Client, Run, connect
+from kedge.client import Client, connect
 from kedge.optim import SGD
 from kedge.policies import Synchronous
+from kedge.run import Run
+from kedge.transport import Event, Push, PushResult
 from kedge.worker import Worker
 
 
@@ -55,9 +59,11 @@ def run_name() -> str:
 def new_run(client: Client, run_name: str) -> Callable[..., Run]:
     """Creates a run with one tensor "w" unless told otherwise."""
 
-    def create(optimizer: Any, aggregation: Any, params: Any = None, groups: Any = ()) -> Run:
+    def create(optimizer: Any, aggregation: Any, params: Any = None, groups: Any = (), **options: Any) -> Run:
         params = {"w": np.array([3.0], np.float32)} if params is None else params
-        return client.create_run(run_name, params=params, optimizer=optimizer, aggregation=aggregation, groups=groups)
+        return client.create_run(
+            run_name, params=params, optimizer=optimizer, aggregation=aggregation, groups=groups, **options
+        )
 
     return create
 
@@ -70,3 +76,43 @@ def pair(new_run: Callable[..., Run]) -> Iterator[tuple[Run, Worker, Worker]]:
         a.pull()
         b.pull()
         yield run, a, b
+
+
+class NumberedWorker:
+    """A worker whose pushes are numbered by the test, and which never joins again by itself."""
+
+    def __init__(self, client: Client, run: Run, name: str) -> None:
+        self._transport = client._transport
+        self._run = run
+        self.lease = self._transport.join(run.name, name, 60.0)
+
+    def push(self, sequence: int, *values: float, **changes: Any) -> PushResult:
+        """Sends a gradient of the weights of step 0, unless changes say otherwise."""
+        arrays = [np.array(values, np.float32)]
+        contribution = Push(self.lease, sequence, 0, 1, None, arrays, "float32", 0.0, None)
+        with contextlib.closing(self._transport.open_exchange(self._run.manifest)) as exchange:
+            return exchange.push(contribution._replace(**changes))[0]
+
+    def heartbeat(self) -> None:
+        """Renews its lease."""
+        self._transport.heartbeat(self.lease)
+
+    def leave(self) -> None:
+        """Gives its lease back."""
+        self._transport.leave(self.lease)
+
+
+@pytest.fixture
+def numbered_worker(client: Client) -> Callable[[Run, str], NumberedWorker]:
+    """Joins a run as one."""
+    return functools.partial(NumberedWorker, client)
+
+
+@pytest.fixture
+def take(in_background: Callable[..., Any]) -> Callable[..., Any]:
+    """Reads so many events of a watch, and fails if they do not come within half a minute."""
+
+    def read(watch: Iterator[Event], count: int) -> list[Event]:
+        return in_background(lambda: [next(watch) for _ in range(count)]).result(30)
+
+    return read

@@ -102,6 +102,16 @@ def test_quorum_that_never_was_is_waited_for(new_run):
     assert run.status().round == kedge.RoundStatus(contribution_count=1, required_count=2)
 
 
+def test_round_that_everyone_has_left_keeps_nobody_waiting(new_run):
+    run = new_run(SGD, PAIR)
+    with run.join() as worker:
+        worker.push(grad(1), base_step=0)
+        assert run.status().waiting_for
+
+    assert run.status().round == kedge.RoundStatus(contribution_count=1, required_count=2)
+    assert run.status().waiting_for == ""
+
+
 def test_timeout_closes_a_round_with_what_it_has(new_run):
     with new_run(SGD, kedge.Synchronous(quorum=2, timeout_seconds=0.1)).join() as worker:
         worker.pull()

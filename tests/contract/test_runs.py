@@ -60,6 +60,13 @@ def test_optimizer_comes_back_as_it_was_given(client, new_run, run_name, optimiz
         kedge.Synchronous(quorum=2, timeout_seconds=1.5),
         kedge.Asynchronous(),
         kedge.Asynchronous(max_staleness=0, scaling="inverse"),
+        kedge.Synchronous(3, combine="trimmed_mean"),
+        kedge.Synchronous(7, combine="trimmed_mean", trim_count=3, deterministic=False),
+        kedge.Synchronous(3, combine="median"),
+        kedge.BoundedStaleness(0),
+        kedge.BoundedStaleness(7),
+        kedge.Buffered(4),
+        kedge.Buffered(5, max_staleness=0, scaling="none", combine="trimmed_mean", trim_count=2, deterministic=False),
     ],
 )
 def test_aggregation_comes_back_as_it_was_given(client, new_run, run_name, aggregation):

@@ -11,7 +11,19 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from kedge import testing
-from kedge.transport import Lease, NewRun, PullRequest, Push, RunInfo, WeightsOfStep, in_process
+from kedge.transport import (
+    Event,
+    Lease,
+    NewRun,
+    PullRequest,
+    Push,
+    PushResult,
+    RunInfo,
+    RunUpdate,
+    WatchStart,
+    WeightsOfStep,
+    in_process,
+)
 from kedge.v1 import optimizer_service_pb2 as optimizer_pb
 from kedge.v1 import run_pb2
 from kedge.v1 import run_service_pb2 as run_pb
@@ -20,6 +32,7 @@ from kedge.wire import codec, convert
 from kedge.wire.errors import DOMAIN, KedgeError
 from kedge.wire.groups import change_from_wire, change_to_wire, group_to_wire, groups_from_wire
 from kedge.wire.manifest import Manifest
+from kedge.wire.policies import admission_from_wire, admission_to_wire, policy_from_wire, policy_to_wire
 
 
 @contextlib.contextmanager
@@ -50,6 +63,7 @@ class Bridge:
             "JoinRun": (self._join_run, run_pb.JoinRunRequest),
             "Heartbeat": (self._heartbeat, run_pb.HeartbeatRequest),
             "LeaveRun": (self._leave_run, run_pb.LeaveRunRequest),
+            "EvictWorker": (self._evict_worker, run_pb.EvictWorkerRequest),
         }
         runs = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -60,6 +74,11 @@ class Bridge:
         runs["CreateRun"] = grpc.stream_unary_rpc_method_handler(
             _answering(self._create_run),
             request_deserializer=codec.stream_parser(run_pb.CreateRunRequest),
+            response_serializer=codec.serialize,
+        )
+        runs["WatchRun"] = grpc.unary_stream_rpc_method_handler(
+            _streaming(self._watch_run),
+            request_deserializer=run_pb.WatchRunRequest.FromString,
             response_serializer=codec.serialize,
         )
         optimizers = {
@@ -87,9 +106,10 @@ class Bridge:
             manifest,
             [_read_flat(requests, header, manifest)],
             convert.optimizer_from_wire(header.optimizer),
-            convert.policy_from_wire(header.aggregation),
+            policy_from_wire(header.aggregation),
             groups_from_wire(header.groups),
             header.request_id,
+            admission_from_wire(header.admission),
         )
         return run_pb.CreateRunResponse(run=_run_message(self._fake.create_run(new)))
 
@@ -106,8 +126,15 @@ class Bridge:
         return run_pb.ListRunsResponse(runs=page, next_page_token=following)
 
     def _update_run(self, request: Any) -> Any:
-        _, group, change = change_from_wire(request.hyperparameters)
-        return run_pb.UpdateRunResponse(step=self._fake.set_hyperparameters(request.name, group, change, request_id=""))
+        update = RunUpdate(
+            aggregation=policy_from_wire(request.aggregation) if request.HasField("aggregation") else None,
+            admission=admission_from_wire(request.admission) if request.HasField("admission") else None,
+        )
+        if request.HasField("hyperparameters"):
+            _, group, change = change_from_wire(request.hyperparameters)
+            self._fake.set_hyperparameters(request.name, group, change, request_id=request.request_id)
+        step = self._fake.update_run(request.name, update, request_id=request.request_id)
+        return run_pb.UpdateRunResponse(step=step)
 
     def _tick_schedule(self, request: Any) -> Any:
         to = request.to_tick if request.HasField("to_tick") else None
@@ -132,30 +159,33 @@ class Bridge:
         self._fake.leave(Lease(request.worker, request.epoch, 0.0))
         return run_pb.LeaveRunResponse()
 
-    def _pull_weights(self, request: Any) -> Iterator[Any]:
+    def _evict_worker(self, request: Any) -> Any:
+        self._fake.evict(request.worker, request.cause, convert.duration_from_wire(request, "block"))
+        return run_pb.EvictWorkerResponse()
+
+    def _watch_run(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        kind = request.WhichOneof("start")
+        watch = self._fake.watch(request.name, WatchStart(**{kind: getattr(request, kind)} if kind else {}))
+        context.add_callback(watch.close)
+        yield run_pb.WatchRunResponse()
+        for event in watch:
+            yield run_pb.WatchRunResponse(events=[_event_message(event)])
+
+    def _pull_weights(self, request: Any, _: grpc.ServicerContext) -> Iterator[Any]:
         manifest = self._fake.get_run(request.run).manifest
         weights = self._fake.pull(request.run, manifest, _pull_request(request.pull))
         yield from _weights_messages(weights, request.pull, manifest, optimizer_pb.PullWeightsResponse)
 
-    def _exchange(self, requests: Iterator[Any]) -> Iterator[Any]:
+    def _exchange(self, requests: Iterator[Any], _: grpc.ServicerContext) -> Iterator[Any]:
         for message in requests:
             header = getattr(message, message.WhichOneof("payload"))
             manifest = self._fake.get_run(header.worker.split("/workers/")[0]).manifest
-            if message.HasField("pull"):
-                weights = self._fake.pull(header.worker.split("/workers/")[0], manifest, _pull_request(header.pull))
-            else:
-                result, weights = self._fake.push(manifest, _push(header, requests, manifest))
-                yield optimizer_pb.ExchangeResponse(
-                    result=optimizer_pb.PushResult(
-                        sequence=header.sequence,
-                        outcome=optimizer_pb.PushOutcome.Value(f"PUSH_OUTCOME_{result.outcome.upper()}"),
-                        reason=result.reason,
-                        message=result.message,
-                        step=result.step,
-                        staleness=result.staleness,
-                    )
-                )
-            if weights is not None:
+            exchange = self._fake.open_exchange(manifest)
+            if message.HasField("push"):
+                result, _ = exchange.push(_push(header, requests, manifest))
+                yield optimizer_pb.ExchangeResponse(result=_result_message(result, header.sequence))
+            if header.HasField("pull"):
+                weights = exchange.pull(header.worker, _pull_request(header.pull))
                 yield from _weights_messages(weights, header.pull, manifest, optimizer_pb.ExchangeResponse)
 
 
@@ -170,7 +200,18 @@ def _push(header: Any, requests: Iterator[Any], manifest: Manifest) -> Push:
         [_read_flat(requests, header, manifest)],
         "float32",
         convert.duration_from_wire(header, "wait") or 0.0,
-        _pull_request(header.pull) if header.HasField("pull") else None,
+        None,  # what it pulls is sent after its result
+    )
+
+
+def _result_message(result: PushResult, sequence: int) -> Any:
+    return optimizer_pb.PushResult(
+        sequence=sequence,
+        outcome=optimizer_pb.PushOutcome.Value(f"PUSH_OUTCOME_{result.outcome.upper()}"),
+        reason=result.reason,
+        message=result.message,
+        step=result.step,
+        staleness=result.staleness,
     )
 
 
@@ -180,6 +221,7 @@ def _pull_request(spec: Any) -> PullRequest:
         convert.dtype_from_wire(spec.dtype, default="float32"),
         spec.min_step,
         convert.duration_from_wire(spec, "wait") or 0.0,
+        spec.if_newer_than if spec.HasField("if_newer_than") else None,
     )
 
 
@@ -196,17 +238,37 @@ def _read_flat(requests: Iterator[Any], header: Any, manifest: Manifest) -> np.n
 
 
 def _weights_messages(weights: WeightsOfStep, spec: Any, manifest: Manifest, response: Any) -> Iterator[Any]:
-    encoder = codec.FlatEncoder([weights.flat], convert.dtype_from_wire(spec.dtype, default="float32"))
+    flat = [] if weights.flat is None else [weights.flat]
+    encoder = codec.FlatEncoder(flat, convert.dtype_from_wire(spec.dtype, default="float32"))
     header = optimizer_pb.WeightsHeader(
         step=weights.step,
         weights=spec.weights,
         dtype=spec.dtype,
         size_bytes=encoder.size_bytes,
         manifest_digest=manifest.digest,
+        is_unchanged=weights.flat is None,
     )
     yield response(header=header)
     yield from encoder
     yield response(trailer=StreamTrailer(crc32c=encoder.crc32c))
+
+
+def _event_message(event: Event) -> run_pb2.Event:
+    message = run_pb2.Event(
+        number=event.number,
+        kind=f"EVENT_KIND_{event.kind.upper()}",
+        step=event.step,
+        worker=event.worker,
+        epoch=event.epoch,
+        reason=event.reason,
+        message=event.message,
+        contribution_count=event.contribution_count,
+        loss=event.loss,
+        aggregation=policy_to_wire(event.aggregation) if event.aggregation is not None else None,
+        skipped_counts={kind.upper(): count for kind, count in event.skipped_counts.items()},
+    )
+    message.time.FromDatetime(event.time)
+    return message
 
 
 def _run_message(info: RunInfo) -> run_pb2.Run:
@@ -230,7 +292,8 @@ def _run_message(info: RunInfo) -> run_pb2.Run:
         name=info.name,
         parameter_count=info.parameter_count,
         optimizer=convert.optimizer_to_wire(info.optimizer),
-        aggregation=convert.policy_to_wire(info.aggregation),
+        aggregation=policy_to_wire(info.aggregation),
+        admission=admission_to_wire(info.admission),
         groups=[group_to_wire(group) for group in info.groups],
         changes=[change_to_wire(made.group, made.change, step=made.step) for made in info.changes],
         state=state,
@@ -250,10 +313,13 @@ def _answering(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerCont
     return answer
 
 
-def _streaming(method: Callable[[Any], Iterator[Any]]) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
+Streaming = Callable[[Any, grpc.ServicerContext], Iterator[Any]]
+
+
+def _streaming(method: Streaming) -> Streaming:
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         try:
-            yield from method(request)
+            yield from method(request, context)
         except KedgeError as error:
             context.abort_with_status(RichStatus(error))
 

@@ -7,7 +7,7 @@ import pytest
 
 from kedge import KedgeError, optim
 from kedge.optim.controls import Controls
-from kedge.testing.optimizers import Updater
+from kedge.updates import Updater
 from kedge.wire.manifest import Manifest
 
 WEIGHTS = [0.5, -2.0, 3.0]

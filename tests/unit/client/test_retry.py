@@ -42,7 +42,18 @@ def retrier(time):
     return Retrier(60.0, clock=lambda: time.now, wait=time.wait, jitter=lambda: 1.0)
 
 
-@pytest.mark.parametrize("reason", ["SERVER_UNAVAILABLE", "SERVER_DRAINING", "STAGING_FULL", "CHECKSUM_MISMATCH"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "SERVER_UNAVAILABLE",
+        "SERVER_DRAINING",
+        "STAGING_FULL",
+        "QUEUE_FULL",
+        "TOO_MANY_STREAMS",
+        "READER_STALLED",
+        "CHECKSUM_MISMATCH",
+    ],
+)
 def test_what_may_succeed_later_is_repeated(retrier, reason):
     attempt = Failing(reason, 3)
 
@@ -51,7 +62,17 @@ def test_what_may_succeed_later_is_repeated(retrier, reason):
 
 
 @pytest.mark.parametrize(
-    "reason", ["RUN_NOT_FOUND", "LEASE_EXPIRED", "WORKER_SUPERSEDED", "INTERNAL", "CANCELLED", "FROM_A_NEWER_SERVER"]
+    "reason",
+    [
+        "RUN_NOT_FOUND",
+        "LEASE_EXPIRED",
+        "WORKER_SUPERSEDED",
+        "WORKER_EVICTED",
+        "WAITING_FOR_SLOWEST",
+        "INTERNAL",
+        "CANCELLED",
+        "FROM_A_NEWER_SERVER",
+    ],
 )
 def test_what_will_not_succeed_is_raised_at_once(retrier, time, reason):
     attempt = Failing(reason, 1)
@@ -76,8 +97,9 @@ def test_delays_are_spread(time):
     assert time.waits == pytest.approx([0.05, 0.02, 0.4])  # never less than a tenth
 
 
-def test_delay_that_the_server_asks_for_is_kept(retrier, time):
-    retrier.call(Failing("STAGING_FULL", 1, retry_after_seconds=7.0))
+@pytest.mark.parametrize("reason", ["STAGING_FULL", "QUEUE_FULL", "TOO_MANY_STREAMS"])
+def test_delay_that_the_server_asks_for_is_kept(retrier, time, reason):
+    retrier.call(Failing(reason, 1, retry_after_seconds=7.0))
 
     assert time.waits == [7.0]
 

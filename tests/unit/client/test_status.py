@@ -49,8 +49,18 @@ def test_error_info_gives_reason_family_message_and_metadata():
 
 def test_retry_info_gives_the_delay():
     delay = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000))
-    for details in ((info("STAGING_FULL"), delay), (delay, info("STAGING_FULL"))):
-        assert translated(grpc.StatusCode.RESOURCE_EXHAUSTED, metadata=rich(*details)).retry_after_seconds == 1.5
+    for reason in ("STAGING_FULL", "QUEUE_FULL", "TOO_MANY_STREAMS"):
+        for details in ((info(reason), delay), (delay, info(reason))):
+            error = translated(grpc.StatusCode.RESOURCE_EXHAUSTED, metadata=rich(*details))
+            assert (error.reason, error.retry_after_seconds) == (reason, 1.5)
+
+
+def test_limit_that_grpc_itself_or_a_proxy_names_is_one_to_come_back_for():
+    error = translated(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+
+    assert (error.reason, error.entry.retry) == ("SERVER_UNAVAILABLE", "backoff")
+    assert "host:1" in error.message
+    assert "Concurrent RPC limit exceeded!" in error.message
 
 
 def test_reason_of_a_newer_server_is_kept():

@@ -110,10 +110,20 @@ def test_weights_are_read_from_header_chunks_and_trailer(exchange_with):
     assert (weights.step, weights.flat.tolist()) == (4, [1, 2])
 
 
+def test_weights_that_are_unchanged_are_none(exchange_with):
+    weights = pull(exchange_with(header(is_unchanged=True, size_bytes=0), trailer(0)))
+
+    assert weights == (4, None)
+
+
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
         ([b"\xff\xff"], "INTERNAL"),
+        ([header(is_unchanged=True), trailer(0)], "INTERNAL"),
+        ([header(is_unchanged=True, size_bytes=0), trailer(1)], "INTERNAL"),
+        ([header(is_unchanged=True, size_bytes=0), chunk(), trailer(0)], "INTERNAL"),
+        ([header(is_unchanged=True, size_bytes=0)], "SERVER_UNAVAILABLE"),
         ([ExchangeResponse()], "INTERNAL"),
         ([chunk()], "INTERNAL"),
         ([result()], "INTERNAL"),
@@ -186,7 +196,8 @@ client = kedge.connect(sys.argv[1])
 params, policy = np.zeros(1, np.float32), kedge.Asynchronous()
 run = client.create_run("r", params=params, optimizer=kedge.optim.SGD(), aggregation=policy)
 worker = run.join()
-print(worker.pull(), worker.step(np.ones(1, np.float32)))
+events = run.watch()
+print(worker.pull(), worker.step(np.ones(1, np.float32)), next(events))
 """
     with fake_server_behind_grpc() as address:
         command = [sys.executable, "-c", code, address]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from faulty_transport import FaultyExchange, Time, gone, grad
 
 import kedge
 from kedge import testing
@@ -14,101 +15,7 @@ from kedge.client import Client
 from kedge.errors import KedgeError
 from kedge.heartbeat import Waiting, start_heartbeats
 from kedge.retry import Retrier
-from kedge.transport import Lease, PushResult, in_process
-
-
-class FaultyExchange:
-    """Fails as `faults` says: before the other side has it ("lost"), or after ("unanswered"), or not (None)."""
-
-    def __init__(self, exchange, transport):
-        self._exchange = exchange
-        self._transport = transport
-        self.is_closed = False
-
-    def push(self, push):
-        assert not self.is_closed
-        self._transport.pushes.append((push.lease.epoch, push.sequence))
-        return self._faulty(lambda: self._exchange.push(push))
-
-    def pull(self, worker, request):
-        assert not self.is_closed
-        return self._faulty(lambda: self._exchange.pull(worker, request))
-
-    def close(self):
-        self.is_closed = True
-        self._exchange.close()
-
-    def _faulty(self, use):
-        fault, error = next(self._transport.faults, (None, None))
-        if fault == "lost":
-            raise error
-        answer = use()
-        if fault == "unanswered":
-            raise error
-        return answer
-
-
-class FaultyTransport:
-    def __init__(self, transport):
-        self._transport = transport
-        self.faults = iter(())
-        self.pushes = []
-        self.exchanges = []
-
-    def __getattr__(self, name):
-        return getattr(self._transport, name)
-
-    def open_exchange(self, manifest):
-        self.exchanges.append(FaultyExchange(self._transport.open_exchange(manifest), self))
-        return self.exchanges[-1]
-
-
-class Time:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-    def wait(self, seconds):
-        self.now += seconds
-
-
-@pytest.fixture
-def server_time():
-    return Time()
-
-
-@pytest.fixture
-def transport(server_time):
-    with testing.FakeServer(clock=server_time) as server:
-        yield FaultyTransport(in_process.transport_to(server.address))
-
-
-@pytest.fixture
-def run(transport):
-    time = Time()
-    client = Client(transport, Retrier(10.0, clock=time, wait=time.wait))
-    return client.create_run(
-        "r",
-        params={"w": np.array([3.0], np.float32)},
-        optimizer=kedge.optim.SGD(lr=1.0),
-        aggregation=kedge.Asynchronous(),
-    )
-
-
-@pytest.fixture
-def worker(run):
-    with run.join("a", lease_seconds=60.0) as worker:
-        worker.pull()
-        yield worker
-
-
-def grad(value=1.0):
-    return {"w": np.array([value], np.float32)}
-
-
-def gone(reason="SERVER_UNAVAILABLE"):
-    return KedgeError(reason, "as the test wants it")
+from kedge.transport import Lease, PushResult
 
 
 @pytest.mark.parametrize("fault", ["lost", "unanswered"])

@@ -6,11 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.policies import Asynchronous, Policy, Synchronous
-from kedge_server.core.rounds import Decision, RoundFacts, decide, factors, is_formed, mean_loss, waiting_for
+from kedge.policies import Asynchronous, BoundedStaleness, Buffered, Policy, Synchronous
+from kedge_server.core.combine import MEAN, Combine
+from kedge_server.core.rounds import (
+    Decision,
+    PullFacts,
+    RoundFacts,
+    combination,
+    decide,
+    decide_at_change,
+    factors,
+    is_formed,
+    may_pull,
+    mean_loss,
+    missing_workers,
+    round_size,
+    smallest_cohort,
+    staleness_limit,
+    waiting_for,
+)
 
 FOUR = Synchronous(quorum=4)
 FOUR_IN_TEN_SECONDS = Synchronous(quorum=4, timeout_seconds=10)
+MEDIAN_OF_FOUR = Synchronous(quorum=4, timeout_seconds=10, combine="median")
+TRIMMED_OF_SIX = Synchronous(quorum=6, combine="trimmed_mean", trim_count=2)
+THREE_IN_A_BUFFER = Buffered(3)
 
 
 def facts(
@@ -54,6 +74,23 @@ def facts(
         (facts(0), Asynchronous(), Decision(False, "EACH_CONTRIBUTION", 1)),
         (facts(1), Asynchronous(), Decision(True, "EACH_CONTRIBUTION", 1)),
         (facts(1, live=0, formed=False), Asynchronous(max_staleness=0), Decision(True, "EACH_CONTRIBUTION", 1)),
+        # Bounded staleness: likewise; who is kept waiting is another question.
+        (facts(0), BoundedStaleness(0), Decision(False, "EACH_CONTRIBUTION", 1)),
+        (facts(1, live=8), BoundedStaleness(0), Decision(True, "EACH_CONTRIBUTION", 1)),
+        # Buffered: a full buffer and nothing else, whoever lives.
+        (facts(0), THREE_IN_A_BUFFER, Decision(False, "BUFFERED", 3)),
+        (facts(2, live=1, awaited=0), THREE_IN_A_BUFFER, Decision(False, "BUFFERED", 3)),
+        (facts(2, live=0, awaited=0, formed=False), THREE_IN_A_BUFFER, Decision(False, "BUFFERED", 3)),
+        (facts(3, live=1, awaited=0), THREE_IN_A_BUFFER, Decision(True, "BUFFER_FULL", 3)),
+        # Robust: enough for the quorum is enough; what ends early with too few is refused.
+        (facts(4), MEDIAN_OF_FOUR, Decision(True, "QUORUM_REACHED", 4)),
+        (facts(3, live=3), MEDIAN_OF_FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 3)),
+        (facts(2, live=2), MEDIAN_OF_FOUR, Decision(True, "COHORT_TOO_SMALL", 2, None, True)),
+        (facts(1, live=1), MEDIAN_OF_FOUR, Decision(True, "COHORT_TOO_SMALL", 1, None, True)),
+        (facts(5, live=5), TRIMMED_OF_SIX, Decision(True, "ALL_LIVE_CONTRIBUTED", 5)),
+        (facts(4, live=4), TRIMMED_OF_SIX, Decision(True, "COHORT_TOO_SMALL", 4, None, True)),
+        (facts(3, live=4), TRIMMED_OF_SIX, Decision(False, "WAITING_FOR_QUORUM", 4)),
+        (facts(0, live=1), MEDIAN_OF_FOUR, Decision(False, "WAITING_FOR_QUORUM", 1)),
     ],
 )
 def test_decision_without_timeout(open_round: RoundFacts, policy: Policy, want: Decision) -> None:
@@ -79,6 +116,75 @@ def test_decision_with_a_timeout_of_ten_seconds(now: float, open_round: RoundFac
     assert decide(now, open_round, FOUR_IN_TEN_SECONDS) == want
 
 
+@pytest.mark.parametrize(
+    ("now", "count", "want"),
+    [
+        (109.9, 2, Decision(False, "WAITING_FOR_QUORUM", 4, 110.0)),
+        (110.0, 2, Decision(True, "COHORT_TOO_SMALL", 4, None, True)),
+        (110.0, 3, Decision(True, "TIMEOUT", 4)),
+    ],
+)
+def test_a_robust_round_that_runs_out_of_time_with_too_few_is_refused(now: float, count: int, want: Decision) -> None:
+    assert decide(now, facts(count), MEDIAN_OF_FOUR) == want
+
+
+@pytest.mark.parametrize(
+    ("count", "policy", "want"),
+    [
+        (1, FOUR, Decision(True, "POLICY_CHANGED", 1)),
+        (3, FOUR, Decision(True, "POLICY_CHANGED", 3)),
+        (2, THREE_IN_A_BUFFER, Decision(True, "POLICY_CHANGED", 2)),
+        (2, MEDIAN_OF_FOUR, Decision(True, "COHORT_TOO_SMALL", 2, None, True)),
+        (3, MEDIAN_OF_FOUR, Decision(True, "POLICY_CHANGED", 3)),
+        (4, TRIMMED_OF_SIX, Decision(True, "COHORT_TOO_SMALL", 4, None, True)),
+        (2, Buffered(5, combine="median"), Decision(True, "COHORT_TOO_SMALL", 2, None, True)),
+    ],
+)
+def test_the_round_that_is_open_at_a_change_ends_as_its_own_policy_says(
+    count: int, policy: Policy, want: Decision
+) -> None:
+    assert decide_at_change(facts(count), policy) == want
+
+
+@pytest.mark.parametrize(
+    ("clock", "slowest", "policy", "want"),
+    [
+        (9, 0, FOUR, (True, "UNBOUNDED")),
+        (9, 0, Asynchronous(), (True, "UNBOUNDED")),
+        (9, 0, THREE_IN_A_BUFFER, (True, "UNBOUNDED")),
+        (0, 0, BoundedStaleness(0), (True, "WITHIN_BOUND")),
+        (4, 4, BoundedStaleness(0), (True, "WITHIN_BOUND")),
+        (5, 4, BoundedStaleness(0), (False, "WAITING_FOR_SLOWEST")),
+        (6, 4, BoundedStaleness(2), (True, "WITHIN_BOUND")),
+        (7, 4, BoundedStaleness(2), (False, "WAITING_FOR_SLOWEST")),
+    ],
+)
+def test_a_worker_may_pull_as_long_as_its_lead_is_within_the_bound(
+    clock: int, slowest: int, policy: Policy, want: tuple[bool, str]
+) -> None:
+    assert may_pull(PullFacts(clock, slowest), policy) == want
+
+
+@pytest.mark.parametrize(
+    ("policy", "size", "fewest", "limit", "combine"),
+    [
+        (FOUR, 4, 1, 0, MEAN),
+        (MEDIAN_OF_FOUR, 4, 3, 0, Combine("median", 0)),
+        (TRIMMED_OF_SIX, 6, 5, 0, Combine("trimmed_mean", 2)),
+        (Asynchronous(), 1, 1, None, MEAN),
+        (Asynchronous(max_staleness=2), 1, 1, 2, MEAN),
+        (BoundedStaleness(3), 1, 1, None, MEAN),
+        (THREE_IN_A_BUFFER, 3, 1, None, MEAN),
+        (Buffered(5, max_staleness=4, combine="median"), 5, 3, 4, Combine("median", 0)),
+    ],
+)
+def test_what_a_policy_asks_of_a_round(
+    policy: Policy, size: int, fewest: int, limit: int | None, combine: Combine
+) -> None:
+    assert (round_size(policy), smallest_cohort(policy)) == (size, fewest)
+    assert (staleness_limit(policy), combination(policy)) == (limit, combine)
+
+
 open_rounds = st.builds(
     lambda count, contributing, awaited, formed: facts(
         count, live=min(contributing, count) + awaited, awaited=awaited, formed=formed
@@ -91,6 +197,10 @@ open_rounds = st.builds(
 policies = st.one_of(
     st.builds(Synchronous, quorum=st.integers(1, 9), timeout_seconds=st.none() | st.floats(0.1, 1e3)),
     st.builds(Asynchronous),
+    st.builds(BoundedStaleness, st.integers(0, 4)),
+    st.builds(Buffered, st.integers(1, 9)),
+    st.builds(Buffered, st.integers(3, 9), combine=st.just("median")),
+    st.builds(Synchronous, quorum=st.integers(3, 9), combine=st.just("trimmed_mean")),
 )
 times = st.floats(100, 1e6)
 
@@ -152,10 +262,26 @@ def test_the_time_to_look_again_is_when_the_answer_changes(now: float, open_roun
         (facts(0, live=0, formed=False), FOUR, ""),
         (facts(0, live=1, formed=True), FOUR, ""),
         (facts(0, live=0, formed=False), Asynchronous(), ""),
+        (facts(1, live=2, formed=False), THREE_IN_A_BUFFER, ""),
+        (facts(1, live=3, formed=True), MEDIAN_OF_FOUR, "2 more contributions to the round, which needs 3"),
     ],
 )
 def test_a_run_says_which_workers_it_waits_for(open_round: RoundFacts, policy: Policy, want: str) -> None:
     assert waiting_for(open_round, policy) == want
+
+
+@pytest.mark.parametrize(
+    ("open_round", "policy", "want"),
+    [
+        (facts(0, live=1, formed=False), FOUR, "3 more workers to join: the quorum is 4, 1 live"),
+        (facts(0, live=1, formed=True), FOUR, ""),
+        (facts(0, live=0, formed=False), FOUR, ""),
+        (facts(0, live=5, formed=False), FOUR, ""),
+        (facts(0, live=1, formed=False), BoundedStaleness(1), ""),
+    ],
+)
+def test_workers_are_missing_only_while_some_wait_for_others(open_round: RoundFacts, policy: Policy, want: str) -> None:
+    assert missing_workers(open_round, policy) == want
 
 
 @pytest.mark.parametrize(
@@ -168,6 +294,13 @@ def test_a_run_says_which_workers_it_waits_for(open_round: RoundFacts, policy: P
         ([7], [0], Asynchronous(scaling="inverse"), [1.0]),
         ([7], [3], Asynchronous(scaling="inverse"), [0.25]),
         ([1, 3], [1, 0], Asynchronous(scaling="inverse"), [0.125, 0.75]),
+        ([7], [3], BoundedStaleness(3), [1.0]),
+        ([1, 3], [1, 0], THREE_IN_A_BUFFER, [0.125, 0.75]),
+        ([1, 3], [1, 0], Buffered(2, scaling="none"), [0.25, 0.75]),
+        # Where the mean is not what is made of them, example counts do not matter.
+        ([1, 3, 9], [0, 0, 0], MEDIAN_OF_FOUR, [1.0, 1.0, 1.0]),
+        ([1, 3, 9], [0, 1, 3], Buffered(3, combine="median"), [1.0, 0.5, 0.25]),
+        ([1, 3, 9], [0, 1, 3], Buffered(3, combine="trimmed_mean", scaling="none"), [1.0, 1.0, 1.0]),
     ],
 )
 def test_contributions_weigh_by_examples_and_where_asked_by_staleness(
@@ -213,6 +346,8 @@ def test_a_staleness_for_each_contribution_is_demanded() -> None:
         (True, 0, FOUR, False),
         (False, 0, FOUR, False),
         (True, 4, Asynchronous(), False),
+        (True, 4, BoundedStaleness(0), False),
+        (True, 4, THREE_IN_A_BUFFER, False),
     ],
 )
 def test_a_run_is_formed_from_its_first_quorum_until_it_is_empty(

@@ -1,8 +1,8 @@
 """A Kedge server within the process, for tests of code that uses Kedge. It needs no network and no accelerator.
 
 It keeps to the server's rules for runs, leases, aggregation, admission, events and repeated pushes, and to its
-optimizers (in float64, so results differ from a real server's in the last bits). It is naive: every pull copies, nothing
-is bounded, and a step is applied at the moment when its round closes.
+optimizers (in float64, so results differ from a real server's in the last bits). It is naive: every pull copies,
+nothing is bounded, and a step is applied at the moment when its round closes.
 """
 
 import time

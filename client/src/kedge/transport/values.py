@@ -234,7 +234,8 @@ class Event:
         contribution_count: of a "step": the contributions that it was made of.
         loss: of a "step": their mean loss, if they sent any.
         aggregation: of "aggregation_changed": the new one.
-        skipped_counts: of a "summary": the events left out, by kind.
+        skipped_counts: of a "summary": the events left out, by kind; "unspecified" for those whose kinds are not known
+            any more.
     """
 
     number: int

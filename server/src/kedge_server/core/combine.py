@@ -128,7 +128,8 @@ def _in_pieces(gradients: Sequence[np.ndarray], factors: Sequence[np.float32], l
         rows = np.full((row_count, width), np.inf, np.float32)  # greater than all, so last
         for row, gradient in zip(rows, gradients, strict=False):
             row[: stop - start] = gradient[start:stop]
-        result[start:stop] = _mean_of_middle_rows(rows, by_row, np.int32(left_out), np.int32(count))[: stop - start]
+        piece = _mean_of_middle_rows(rows, by_row, np.int32(left_out), np.int32(count))
+        result[start:stop] = np.asarray(piece)[: stop - start]  # on the host: JAX would compile the cut
     return result
 
 

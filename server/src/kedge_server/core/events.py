@@ -47,7 +47,8 @@ class EventLog:
         self._kept: deque[Event] = deque()
         self._kept_count = kept_count
         self._gone_counts: Counter[str] = Counter()
-        self._gone_step = -1
+        self.gone_step = -1
+        """The step of the last event that is no longer kept."""
         self.last_number = 0
 
     def record(self, event: Event) -> None:
@@ -58,28 +59,28 @@ class EventLog:
         if len(self._kept) > self._kept_count:
             gone = self._kept.popleft()
             self._gone_counts[gone.kind] += 1
-            self._gone_step = gone.step
+            self.gone_step = gone.step
 
     def read_from_now(self) -> "Reader":
         """A reader of what happens from now on."""
         return self.read_after(self.last_number)
 
     def read_from_step(self, step: int) -> "Reader":
-        """A reader of the events of this step and of those that follow."""
-        if step <= self._gone_step:
+        """A reader of the events of this step, which may be yet to come, and of those that follow."""
+        if step <= self.gone_step:
             return Reader(self, 1, Counter())
         number = next((event.number for event in self._kept if event.step >= step), self.last_number + 1)
-        return self.read_after(number - 1)
+        return self.read_after(number - 1, from_step=step)
 
-    def read_after(self, number: int) -> "Reader":
-        """A reader of the events after that of a number."""
+    def read_after(self, number: int, *, from_step: int = 0) -> "Reader":
+        """A reader of the events after that of a number, and not before those of a step."""
         following = min(number, self.last_number) + 1
         seen_count = following - self.first_number
         if seen_count < 0:
-            return Reader(self, following, None)
+            return Reader(self, following, Counter() if number == 0 else None)
         seen = self.gone_counts
         seen.update(event.kind for event in islice(self._kept, seen_count))
-        return Reader(self, following, seen)
+        return Reader(self, following, seen, from_step=from_step)
 
     @property
     def first_number(self) -> int:
@@ -104,33 +105,44 @@ class Reader:
         log: the events.
         next_number: the first one that is wanted.
         seen_counts: the events before it, by kind; None if that is no longer known.
+        from_step: events of an earlier step are passed over.
     """
 
-    def __init__(self, log: EventLog, next_number: int, seen_counts: Counter[str] | None) -> None:
+    def __init__(
+        self, log: EventLog, next_number: int, seen_counts: Counter[str] | None, *, from_step: int = 0
+    ) -> None:
         self._log = log
         self._next_number = next_number
         self._seen_counts = seen_counts
+        self._from_step = from_step
 
     def take(self, limit: int) -> list[Event]:
         """The next events, at most so many; none if there are none yet. A summary stands for those that are gone."""
-        summary = [self._skip_gone()] if self._next_number < self._log.first_number else []
-        kept = self._log.kept_from(self._next_number, limit - len(summary))
+        events = self._skip_gone() if self._next_number < self._log.first_number else []
+        while not events and self._next_number <= self._log.last_number:
+            events = [event for event in self._take_kept(limit) if event.step >= self._from_step]
+        return events
+
+    def _take_kept(self, limit: int) -> list[Event]:
+        kept = self._log.kept_from(self._next_number, limit)
         self._next_number += len(kept)
         if self._seen_counts is not None:
             self._seen_counts.update(event.kind for event in kept)
-        return summary + kept
+        return kept
 
-    def _skip_gone(self) -> Event:
+    def _skip_gone(self) -> list[Event]:
         first = self._log.kept_from(self._log.first_number, 1)[0]
-        gone = self._log.gone_counts
+        gone, seen = self._log.gone_counts, self._seen_counts
         skipped_count = first.number - self._next_number
-        skipped = {"unspecified": skipped_count} if self._seen_counts is None else dict(gone - self._seen_counts)
         self._next_number, self._seen_counts = first.number, gone
-        return Event(
+        if self._log.gone_step < self._from_step:
+            return []
+        summary = Event(
             number=first.number - 1,
             time_seconds=first.time_seconds,
             kind="summary",
             step=first.step,
             message=f"{skipped_count} events were left out",
-            skipped_counts=skipped,
+            skipped_counts={"unspecified": skipped_count} if seen is None else dict(gone - seen),
         )
+        return [summary]

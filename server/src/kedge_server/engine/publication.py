@@ -65,14 +65,14 @@ class Publication:
                 raise self._end.with_traceback(None)
             remaining = None if deadline is None else deadline - self._clock.now()
             if not await within(self._changed, remaining):
-                raise self._not_in_time(now_at, min_step)
+                raise self._not_in_time(now_at, snapshot.step, max(min_step, now_at.min_step))
 
-    def _not_in_time(self, gate: PullGate, min_step: int) -> KedgeError:
+    def _not_in_time(self, gate: PullGate, step: int, min_step: int) -> KedgeError:
         if gate.is_open or gate.facts is None:
             return KedgeError(
                 "STEP_NOT_REACHED",
-                f"{self._run} is at step {self.snapshot.step} and did not reach step {min_step} in time",
-                step=self.snapshot.step,
+                f"{self._run} is at step {step} and did not reach step {min_step} in time",
+                step=step,
                 min_step=min_step,
             )
         facts = gate.facts

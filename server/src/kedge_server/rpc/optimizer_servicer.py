@@ -95,7 +95,7 @@ async def _pull(
     dtype = wire.dtype_from_wire(spec.dtype, default="float32")
     run.require_weights(weights)
     snapshot: Snapshot = await run.snapshot_for(
-        worker_id if weights == "fast" else None,
+        worker_id if weights != "slow" else None,
         min_step=spec.min_step,
         wait_seconds=wire.duration_from_wire(spec, "wait") or 0,
     )

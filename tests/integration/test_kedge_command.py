@@ -8,20 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from kedge_command import EXECUTABLE, Command, assert_refused, environment, next_line, rows, run_kedge
 from server_process import ServerProcess
 
 import kedge
 from kedge import optim
 from kedge.client import Client
-
-EXECUTABLE = Path(sys.executable).with_name("kedge")
 
 PARAMS = {
     "w": np.array([3.0, 3.0], np.float32),
@@ -30,41 +27,6 @@ PARAMS = {
 # Two steps of 0.5 * 2 take w from 3 to 1; the first lookahead sync would be at step 3, so slow is still 3.
 LOOKAHEAD = optim.Lookahead(optim.SGD(lr=0.5), sync_period=3)
 GRADIENT = {"w": np.array([2.0, 2.0], np.float32), "half": np.zeros((3, 1), np.float32)}
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def environment(address: str, **variables: str) -> dict[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "FORCE_COLOR")}
-    return inherited | {"KEDGE_ADDRESS": address} | variables
-
-
-def run_kedge(*arguments: object, address: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*options.pop("prefix", []), EXECUTABLE, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=environment(address, **options.pop("variables", {})),
-        **options,
-    )
-
-
-@pytest.fixture
-def command(server: ServerProcess) -> Command:
-    """Runs the command against the server."""
-
-    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        return run_kedge(*arguments, address=server.address, **options)
-
-    return run
-
-
-@pytest.fixture
-def client(server: ServerProcess) -> Iterator[Client]:
-    with kedge.connect(server.address) as client:
-        yield client
 
 
 @pytest.fixture
@@ -79,11 +41,6 @@ def digits(client: Client, run_id: str) -> kedge.Run:
     return run
 
 
-def rows(table: str) -> dict[str, list[str]]:
-    """The lines of a table by their first word."""
-    return {line.split()[0]: line.split() for line in table.splitlines() if line}
-
-
 def safetensors(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, list[int], bytes]]]:
     """The metadata of a file and its tensors, read by the format's description."""
     raw = path.read_bytes()
@@ -95,14 +52,6 @@ def safetensors(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, list[i
         first, end = entry["data_offsets"]
         tensors[name] = (entry["dtype"], entry["shape"], raw[begin + first : begin + end])
     return metadata, tensors
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], reason: str) -> None:
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.endswith(f" [{reason}]\n")
-    assert done.stderr.count("\n") == 1
 
 
 # ----------------------------------------------------------------------------------------------------------- kedge runs
@@ -124,7 +73,16 @@ def test_list_as_json(command: Command, digits: kedge.Run) -> None:
     assert mine["optimizer"]["type"] == "Lookahead"
     assert mine["optimizer"]["base_optimizer"]["type"] == "SGD"
     assert mine["optimizer"]["base_optimizer"]["lr"] == 0.5
-    assert mine["aggregation"] == {"type": "Synchronous", "quorum": 1, "timeout_seconds": None}
+    assert mine["aggregation"] == {
+        "type": "Synchronous",
+        "quorum": 1,
+        "timeout_seconds": None,
+        "combine": "mean",
+        "trim_count": 1,
+        "deterministic": True,
+    }
+    assert mine["admission"]["max_norm"] is None
+    assert mine["admission"]["quarantine_seconds"] == 600.0
     assert mine["status"]["step"] == 2
     assert mine["status"]["loss"] == 0.25
     assert mine["status"]["workers"] == []
@@ -164,7 +122,8 @@ def test_show_tells_all_of_a_run(command: Command, client: Client, run_id: str) 
     shown = {line[0]: line[1] for line in lines}
     assert shown["name"] == f"runs/{run_id}"
     assert shown["optimizer"].startswith("SGD(lr=0.125, ")
-    assert shown["aggregation"] == "Synchronous(quorum=3, timeout_seconds=None)"
+    assert shown["aggregation"] == "Synchronous(quorum=3)"
+    assert "admission" not in shown
     assert shown["tensors"] == "2 of 14 bytes"  # 2 * 4 + 3 * 2
     assert shown["learning"] == "rate    0.125"
     assert shown["round"] == "1 of 3 contributions"
@@ -293,13 +252,6 @@ def test_top_once_has_runs_and_workers(command: Command, digits: kedge.Run, serv
     assert rows(workers)[digits.id][1] == "alice"
 
 
-def next_line(process: subprocess.Popen[str], text: str) -> str:
-    for line in process.stdout:
-        if text in line:
-            return line
-    raise AssertionError(f"it ended without {text!r}: {process.stderr.read()}")
-
-
 @pytest.mark.slow
 def test_top_waits_for_a_lost_server_and_ends_with_0_at_ctrl_c() -> None:
     first = ServerProcess()
@@ -354,7 +306,15 @@ def test_top_of_a_run_that_is_deleted_ends(server: ServerProcess, client: Client
 
 # ------------------------------------------------------------------------------------------------------- how it refuses
 
-ON_A_RUN = [["runs", "show", "r0"], ["runs", "delete", "r0"], ["pull", "r0", "-o", "x"], ["top", "r0", "--once"]]
+ON_A_RUN = [
+    ["runs", "show", "r0"],
+    ["runs", "delete", "r0"],
+    ["pull", "r0", "-o", "x"],
+    ["top", "r0", "--once"],
+    ["watch", "r0"],
+    ["workers", "list", "r0"],
+    ["workers", "evict", "r0", "w"],
+]
 
 
 @pytest.mark.parametrize("arguments", ON_A_RUN, ids=" ".join)
@@ -386,6 +346,10 @@ def test_address_given_wins_over_the_environment(server: ServerProcess) -> None:
         ["pull", "r0", "-o", "x", "--weights", "medium"],
         ["runs", "list", "--timeout-seconds", "soon"],
         ["top", "--twice"],
+        ["watch"],
+        ["watch", "r0", "--from-step", "-1"],
+        ["workers", "evict", "r0"],
+        ["workers", "evict", "r0", "w", "--block", "soon"],
     ],
     ids=" ".join,
 )
@@ -439,6 +403,9 @@ def test_show_tells_groups_and_changes(command: Command, client: Client, run_id:
         ("top",),
         ("pull", "r", "-o", "w.npz"),
         ("verify",),
+        ("watch", "r"),
+        ("workers", "list", "r"),
+        ("workers", "evict", "r", "w"),
     ],
     ids=" ".join,
 )

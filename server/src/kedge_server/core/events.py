@@ -119,8 +119,8 @@ class Reader:
     def take(self, limit: int) -> list[Event]:
         """The next events, at most so many; none if there are none yet. A summary stands for those that are gone."""
         events = self._skip_gone() if self._next_number < self._log.first_number else []
-        while not events and self._next_number <= self._log.last_number:
-            events = [event for event in self._take_kept(limit) if event.step >= self._from_step]
+        while len(events) < limit and (kept := self._take_kept(limit - len(events))):
+            events += [event for event in kept if event.step >= self._from_step]
         return events
 
     def _take_kept(self, limit: int) -> list[Event]:

@@ -167,7 +167,7 @@ class Bridge:
         kind = request.WhichOneof("start")
         watch = self._fake.watch(request.name, WatchStart(**{kind: getattr(request, kind)} if kind else {}))
         context.add_callback(watch.close)
-        yield run_pb.WatchRunResponse()
+        yield run_pb.WatchRunResponse(last_number=watch.last_number)
         for event in watch:
             yield run_pb.WatchRunResponse(events=[_event_message(event)])
 

@@ -14,8 +14,7 @@ class Watch:
     """The events of a run as they come. `Run.watch` makes it; iterate over it from one thread.
 
     A connection that breaks is made anew, as long and as often as the client's `retry_seconds` allow, and the events go
-    on where they were. A watch that was to begin at once, and whose connection breaks before its first event, begins
-    once more then.
+    on where they were.
 
     Raises:
         KedgeError: while iterating: RUN_NOT_FOUND once the run is deleted, SERVER_UNAVAILABLE, CANCELLED once the
@@ -30,6 +29,8 @@ class Watch:
         self._lock = threading.Lock()
         self._is_closed = False
         self._stream: Stream = retrier.call(self._open)
+        if start == WatchStart():
+            self._start = WatchStart(after_number=self._stream.last_number)
 
     def __iter__(self) -> Self:
         return self

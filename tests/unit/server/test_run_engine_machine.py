@@ -140,7 +140,7 @@ class RunMachine(RuleBasedStateMachine):
             else:
                 assert self.fails(lambda epoch=epoch: self.bench.run.heartbeat(name, epoch)) in LOST
 
-    @rule(seconds=st.sampled_from([0.5, 1.0, 3.0, 9.0]))
+    @rule(seconds=st.sampled_from([0.5, 1.0, 1.0, 3.0, 3.0, 9.0]))
     def wait(self, seconds: float) -> None:
         self.call(lambda: self.bench.clock.advance_to(self.now + seconds))
         self.leases = {name: lease for name, lease in self.leases.items() if lease[2] > self.now}
@@ -190,9 +190,17 @@ class RunMachine(RuleBasedStateMachine):
 
     @rule(order=st.permutations("abcd"), value=st.integers(-8, 8), examples=st.integers(1, 4))
     def train(self, order: list[str], value: int, examples: int) -> None:
-        """Every worker that lives contributes once."""
-        for name in [name for name in order if name in self.leases]:
-            self.submit(name, float(value), examples, 0, 1)
+        """Two more workers come if nobody is there; then everybody contributes, each something else."""
+        for name in [] if self.leases else order[:2]:
+            self.join(name, 8.0)
+        for place, name in enumerate([name for name in order if name in self.leases]):
+            self.submit(name, float(value + place), examples + place, 0, 1)
+
+    @rule(name=NAMES, value=st.integers(-8, 8), count=st.integers(1, 4))
+    def run_ahead(self, name: str, value: int, count: int) -> None:
+        """One worker contributes again and again."""
+        for _ in range(count):
+            self.submit(name, float(value), 1, 0, 1)
 
     @rule(name=NAMES)
     def push_nan(self, name: str) -> None:
@@ -327,4 +335,4 @@ class RunMachine(RuleBasedStateMachine):
 
 
 TestRunMachine = RunMachine.TestCase
-TestRunMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRunMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -19,6 +19,7 @@ class FakeWatch:
 
     Attributes:
         run: what is watched.
+        last_number: that of the last event before those that it tells.
         seen_number: that of the last event told.
         from_step: events of earlier steps are not told.
         is_closed: whether it has ended.
@@ -27,6 +28,7 @@ class FakeWatch:
     def __init__(self, source: Source, run: FakeRun, seen_number: int, from_step: int) -> None:
         self._source = source
         self.run = run
+        self.last_number = seen_number
         self.seen_number = seen_number
         self.from_step = from_step
         self.is_closed = False

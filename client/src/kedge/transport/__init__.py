@@ -66,6 +66,9 @@ class Exchange(Protocol):
 class Watch(Protocol):
     """The events of a run as they come; an iterator. `close` may be called from any thread, and ends it."""
 
+    last_number: int
+    """The number of the last event before those that it tells."""
+
     def __iter__(self) -> Iterator[Event]:
         """Itself."""
         ...

@@ -151,7 +151,7 @@ class GrpcWatch:
         self._messages = answers(call, lambda error: error_of(error, is_closed=call.cancelled()))
         self._pending: deque[Event] = deque()
         try:
-            self._read()
+            self.last_number: int = self._read()
         except BaseException:
             call.cancel()
             raise
@@ -171,8 +171,10 @@ class GrpcWatch:
         self._is_closed = True
         self._call.cancel()
 
-    def _read(self) -> None:
-        self._pending.extend(convert.events(_next(self._messages).events))
+    def _read(self) -> int:
+        message = _next(self._messages)
+        self._pending.extend(convert.events(message.events))
+        return int(message.last_number)
 
 
 def _end(requests: "SimpleQueue[Iterable[bytes | Message] | None]", call: grpc.Call) -> None:

@@ -205,7 +205,9 @@ class WatchRunRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., from_step: _Optional[int] = ..., after_number: _Optional[int] = ...) -> None: ...
 
 class WatchRunResponse(_message.Message):
-    __slots__ = ("events",)
+    __slots__ = ("events", "last_number")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    LAST_NUMBER_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[_run_pb2.Event]
-    def __init__(self, events: _Optional[_Iterable[_Union[_run_pb2.Event, _Mapping]]] = ...) -> None: ...
+    last_number: int
+    def __init__(self, events: _Optional[_Iterable[_Union[_run_pb2.Event, _Mapping]]] = ..., last_number: _Optional[int] = ...) -> None: ...

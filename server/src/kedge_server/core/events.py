@@ -116,6 +116,11 @@ class Reader:
         self._seen_counts = seen_counts
         self._from_step = from_step
 
+    @property
+    def last_number(self) -> int:
+        """The number of the event before the next one."""
+        return self._next_number - 1
+
     def take(self, limit: int) -> list[Event]:
         """The next events, at most so many; none if there are none yet. A summary stands for those that are gone."""
         events = self._skip_gone() if self._next_number < self._log.first_number else []

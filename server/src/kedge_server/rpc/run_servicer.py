@@ -140,7 +140,7 @@ class RunServicer:
         """Tells what happens to a run."""
         run = self._registry.get(_run_name(request.name))
         reader = run.feed.reader(**convert.watch_start(request))
-        yield run_service_pb2.WatchRunResponse()
+        yield run_service_pb2.WatchRunResponse(last_number=reader.last_number)
         while True:
             events = await run.feed.next(reader)
             yield run_service_pb2.WatchRunResponse(events=[convert.event(event, run.config.name) for event in events])

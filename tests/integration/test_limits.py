@@ -1,15 +1,16 @@
-"""What peers send does not stop the server: stalled uploads, leaks, poison, busy runs at the end."""
+"""What peers send, or do not send, does not stop the server: stalled uploads and readers, leaks, poison, busy runs."""
 
 import itertools
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
 from server_process import ServerProcess
 from wire_client import (
     WireClient,
@@ -36,10 +37,14 @@ PUSH = pb.PushGradientsRequest
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[ServerProcess]:
-    """A server with room for one MiB of gradients, and little patience."""
-    limits = {"KEDGE_LIMITS__STAGING_BYTES": str(1 << 20), "KEDGE_LIMITS__UPLOAD_IDLE_SECONDS": "0.5"}
-    with ServerProcess(environment=limits) as server:
+    """A server with room for one MiB of gradients, and little patience: 1.5 s for an upload of 800,000 bytes."""
+    limits = {"STAGING_BYTES": 1 << 20, "UPLOAD_IDLE_SECONDS": 0.5, "UPLOAD_MIN_BYTES_PER_SECOND": 800_000}
+    with limited(**limits) as server:
         yield server
+
+
+def limited(**limits: float) -> ServerProcess:
+    return ServerProcess(environment={f"KEDGE_LIMITS__{key}": str(value) for key, value in limits.items()})
 
 
 @pytest.fixture
@@ -55,6 +60,22 @@ def stalled(*messages: Any) -> Iterator[Any]:
     threading.Event().wait(60)
 
 
+def retry_delay_seconds(error: grpc.RpcError) -> float:
+    """The delay of the RetryInfo of a failed call."""
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[1].Unpack(retry)
+    return retry.retry_delay.ToTimedelta().total_seconds()
+
+
+def trickling(header: Any) -> Iterator[Any]:
+    """Four bytes of a gradient every 0.2 s, for ever, in good order."""
+    yield header
+    for offset in itertools.count(0, 4):
+        yield PUSH(chunk=tensor_pb2.Chunk(offset=offset, data=bytes(4)))
+        threading.Event().wait(0.2)
+
+
 def test_stalled_upload_is_refused_and_its_buffer_lent_again(narrow_wire: WireClient, run_id: str) -> None:
     run = narrow_wire.create(run_id, np.zeros(200_000, np.float32))
     lease = narrow_wire.join(run.name, lease=Duration(seconds=60))
@@ -66,33 +87,116 @@ def test_stalled_upload_is_refused_and_its_buffer_lent_again(narrow_wire: WireCl
     assert result.outcome == pb.PUSH_OUTCOME_APPLIED
 
 
-def test_second_gradient_at_once_is_told_when_to_come_again(narrow_wire: WireClient, run_id: str) -> None:
+def test_upload_that_only_trickles_is_refused_at_its_deadline(narrow_wire: WireClient, run_id: str) -> None:
+    run = narrow_wire.create(run_id, np.zeros(200_000, np.float32))
+    lease = narrow_wire.join(run.name, lease=Duration(seconds=60))
+    with pytest.raises(grpc.RpcError) as caught:
+        narrow_wire.push(trickling(PUSH(header=push_header(lease, run.manifest.digest, size_bytes=800_000))))
+    assert reason_of(caught.value) == "UPLOAD_STALLED"
+    assert error_info(caught.value).metadata == {"idle_seconds": "0.5"}
+    assert "1.5 s" in caught.value.details()
+    state = narrow_wire.run(run.name).state
+    assert (state.step, state.workers[0].last_sequence) == (0, 0)
+
+
+@pytest.mark.parametrize(("service", "method"), [("OptimizerService", "PushGradients"), ("RunService", "CreateRun")])
+def test_upload_whose_header_does_not_come_is_refused_and_an_exchange_may_idle(
+    narrow_wire: WireClient, run_id: str, service: str, method: str
+) -> None:
+    run = narrow_wire.create(run_id, floats(4, 2))
+    lease = narrow_wire.join(run.name, lease=Duration(seconds=60))
+    may_go_on = threading.Event()
+
+    def idle_first() -> Iterator[Any]:
+        may_go_on.wait(60)
+        yield pb.ExchangeRequest(pull=pb.ExchangePull(worker=lease.worker))
+
+    exchange = narrow_wire.call("OptimizerService", "Exchange", idle_first())
+    with pytest.raises(grpc.RpcError) as caught:
+        narrow_wire.call(service, method, stalled())
+    assert reason_of(caught.value) == "UPLOAD_STALLED"
+    may_go_on.set()
+    assert next(exchange).header.size_bytes == 8
+    exchange.cancel()
+
+
+def test_who_has_only_sent_a_header_holds_no_buffer(narrow_wire: WireClient, run_id: str) -> None:
     run = narrow_wire.create(run_id, np.zeros(200_000, np.float32), aggregation=asynchronous())
-    leases = [narrow_wire.join(run.name, lease=Duration(seconds=60)) for _ in range(2)]
-    header = PUSH(header=push_header(leases[0], run.manifest.digest, size_bytes=800_000))
-    begun = threading.Event()
+    holder, other = (narrow_wire.join(run.name, lease=Duration(seconds=60)) for _ in range(2))
+    header = push_header(holder, run.manifest.digest, size_bytes=800_000)
+    is_open = threading.Event()
 
-    def hold() -> Iterator[Any]:
-        yield header
-        begun.set()
-        yield from stalled()
+    def header_alone() -> Iterator[Any]:
+        yield pb.ExchangeRequest(pull=pb.ExchangePull(worker=holder.worker, pull=pb.PullSpec(if_newer_than=1 << 60)))
+        is_open.wait(60)
+        yield from stalled(pb.ExchangeRequest(push=header))
 
-    def push_and_stall() -> None:
-        with pytest.raises(grpc.RpcError):
-            narrow_wire.push(hold())
+    exchange = narrow_wire.call("OptimizerService", "Exchange", header_alone())
+    assert next(exchange).header.is_unchanged
+    is_open.set()
+    gradient = np.ones(200_000, np.float32)
+    for sequence in range(1, 6):  # the header has certainly been seen during these
+        result = narrow_wire.push(push_stream(other, run.manifest.digest, gradient, sequence=sequence))
+        assert result.outcome == pb.PUSH_OUTCOME_APPLIED
+    exchange.cancel()
 
-    holder = threading.Thread(target=push_and_stall)
-    holder.start()
-    assert begun.wait(10)
+
+def test_push_over_the_staging_bound_is_told_when_to_come_again_and_the_sdk_does(
+    narrow_wire: WireClient, run_id: str, in_background: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = narrow_wire.create(run_id, np.zeros(200_000, np.float32), aggregation=asynchronous())
+    holder, other = (narrow_wire.join(run.name, lease=Duration(seconds=60)) for _ in range(2))
+    header = PUSH(header=push_header(holder, run.manifest.digest, size_bytes=800_000))
+    holding = in_background(narrow_wire.push, trickling(header))
     gradient = np.ones(200_000, np.float32)
     with pytest.raises(grpc.RpcError) as caught:  # noqa: PT012  when it is refused is the server's matter
-        for sequence in range(1, 100):  # until the first one's header has been seen
-            narrow_wire.push(push_stream(leases[1], run.manifest.digest, gradient, sequence=sequence))
+        for sequence in range(1, 200):  # until the holder's first chunk has come
+            narrow_wire.push(push_stream(other, run.manifest.digest, gradient, sequence=sequence))
     assert reason_of(caught.value) == "STAGING_FULL"
-    holder.join()
+    assert retry_delay_seconds(caught.value) == 0.5
     with kedge.connect(narrow_wire.address) as client, client.get_run(run_id).join() as worker:
         worker.pull()
-        assert worker.push({"t0": np.ones(200_000, np.float32)}).outcome == "applied"
+        assert worker.push({"t0": gradient}).outcome == "applied"
+    assert "STAGING_FULL" in caplog.text, "it was refused first"
+    assert reason_of(holding.exception(timeout=20)) == "UPLOAD_STALLED"
+
+
+def test_more_streams_than_allowed_are_refused_and_small_calls_never(run_id: str) -> None:
+    with limited(STREAMS=2) as server:
+        wire = WireClient(server.address)
+        run = wire.create(run_id, floats(4, 2))
+        lease = wire.join(run.name)
+        ask = pb.ExchangeRequest(pull=pb.ExchangePull(worker=lease.worker))
+        idle = [wire.call("OptimizerService", "Exchange", stalled(ask)) for _ in range(2)]
+        assert [next(exchange).header.step for exchange in idle] == [0, 0]
+        for refused in (lambda: wire.pull(run.name), lambda: wire.push([]), lambda: wire.create("another", floats(1))):
+            with pytest.raises(grpc.RpcError) as caught:
+                refused()
+            assert error_info(caught.value).reason == "TOO_MANY_STREAMS"
+            assert error_info(caught.value).metadata == {"limit": "2"}
+            assert retry_delay_seconds(caught.value) == 0.5
+        heartbeat = run_service_pb2.HeartbeatRequest(worker=lease.worker, epoch=lease.epoch)
+        assert wire.call("RunService", "Heartbeat", heartbeat).step == 0
+        idle[0].cancel()
+        with kedge.connect(server.address) as client:
+            assert client.get_run(run_id).pull()["t0"].tolist() == [4, 2]
+        wire.close()
+
+
+def test_reader_that_takes_nothing_is_dropped_and_its_place_is_free(run_id: str) -> None:
+    with limited(STREAMS=2, READ_IDLE_SECONDS=0.3) as server:
+        wire = WireClient(server.address)
+        run = wire.create(run_id, np.zeros(1 << 20, np.float32))
+        request = pb.PullWeightsRequest(run=run.name)
+        never_read = [wire.call("OptimizerService", "PullWeights", request) for _ in range(2)]
+        with kedge.connect(server.address) as client:  # waits until one of the two places is free
+            assert client.get_run(run_id).pull()["t0"].size == 1 << 20
+        for stream in never_read:
+            with pytest.raises(grpc.RpcError) as caught:  # noqa: PT012  what had come already comes first
+                while True:
+                    next(stream)
+            assert caught.value.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+        wire.close()
 
 
 def test_no_bad_push_keeps_a_buffer(narrow_wire: WireClient, run_id: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kedge import optim
 from kedge.optim.controls import Controls
-from kedge.testing.optimizers import Updater
+from kedge.updates import Updater
 from kedge.wire.manifest import Manifest
 from kedge_server.core.plan import plan
 

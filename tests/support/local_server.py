@@ -1,5 +1,6 @@
-"""A real server on a loop in a thread of the test's process: what `kedge-server serve` is made of, open to be looked
-into. What can only be seen inside it is here: all that a run holds, its moments and the held contributions included.
+"""A real server on a loop in a thread of the test's process: what `kedge-server serve` runs, open to be looked into.
+
+What can only be seen inside it is here: all that a run holds, its moments and the held contributions included.
 """
 
 import asyncio
@@ -8,11 +9,12 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Coroutine, Iterator, Mapping
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
+from unittest.mock import patch
 from weakref import WeakValueDictionary
 
-import grpc
 import jax
 import numpy as np
 
@@ -23,7 +25,6 @@ from kedge_server.engine.clock import LoopClock
 from kedge_server.engine.device import DeviceThread
 from kedge_server.engine.registry import Registry
 from kedge_server.engine.staging import StagingPool
-from kedge_server.rpc.idle import IdleStreams
 
 State = dict[str, str]
 """Everything that runs hold: where it stands -> what it is."""
@@ -54,9 +55,19 @@ class LocalServer:
     def __init__(self, **sections: dict[str, Any]) -> None:
         self._config = ServerConfig.model_validate({"server": {"listen": "127.0.0.1:0"}} | sections)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="local-server")
+        self._thread = threading.Thread(target=self._loop.run_forever, name="local-server", daemon=True)
         self._thread.start()
-        self.address: str = self.call(self._start())
+        self._stop = asyncio.Event()
+        listening: Future[str] = Future()
+        # While it starts: a thread has no signals, and its registry is what is to be looked into.
+        with (
+            patch.object(app, "Registry", self._keep_registry),
+            patch.object(app, "_stop_on_signals", lambda: self._stop),
+        ):
+            serving = app.serve(self._config, on_listening=listening.set_result)
+            self._served = asyncio.run_coroutine_threadsafe(serving, self._loop)
+            self._served.add_done_callback(lambda end: listening.done() or listening.set_exception(end.exception()))
+            self.address = listening.result(_PATIENCE_SECONDS)
 
     def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Runs a coroutine on the server's loop, and waits for it."""
@@ -70,20 +81,9 @@ class LocalServer:
         """The staging buffers in use: those of held contributions, and of uploads on their way."""
         return self.call(self._lent_buffer_count())
 
-    async def _start(self) -> str:
-        self.registry = Registry(app.limits(self._config), block_elements=self._config.device.block_elements)
-        self._server = grpc.aio.server(options=app._options(self._config))
-        address = app._listen(self._server, self._config.server.listen)
-        self._idle = IdleStreams()
-        await app._add_services(self._server, self.registry, self._idle)
-        await self._server.start()
-        return address
-
-    async def _stop(self) -> None:
-        await self.registry.end()
-        self._idle.end()
-        await self._server.stop(None)
-        self.registry.close()
+    def _keep_registry(self, *arguments: Any, **options: Any) -> Registry:
+        self.registry = Registry(*arguments, **options)
+        return self.registry
 
     async def _state(self) -> State:
         state: State = {}
@@ -93,13 +93,11 @@ class LocalServer:
         return state
 
     async def _lent_buffer_count(self) -> int:
-        pool, sizes = self.registry.staging, set()
-        free = 0
-        for size, arrays in pool._free.items():
-            sizes.add(size)
-            free += len(arrays)
-        assert len(sizes) <= 1, "buffers are counted where all runs are of one size"
-        return pool._held_bytes // (4 * max(sizes, default=1)) - free
+        pool = self.registry.staging
+        sizes = {run.config.manifest.element_count for run in self.registry.list()}
+        assert len(sizes) == 1, "buffers are counted where all runs are of one size"
+        (size,) = sizes
+        return pool._held_bytes // (4 * size) - len(pool._free[size])
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +105,8 @@ class LocalServer:
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self.call(self._stop())
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._served.result(_PATIENCE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_PATIENCE_SECONDS)
         self._loop.close()

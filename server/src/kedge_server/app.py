@@ -14,6 +14,7 @@ from kedge_server.config import ConfigError, ServerConfig
 from kedge_server.engine.limits import Limits
 from kedge_server.engine.registry import Registry
 from kedge_server.rpc import services
+from kedge_server.rpc.calls import make_task
 from kedge_server.rpc.idle import IdleStreams
 
 _log = structlog.get_logger("kedge.app")
@@ -30,6 +31,7 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
         ConfigError: the address cannot be listened on, or asks for TLS.
     """
     _require_safe(config)
+    asyncio.get_running_loop().set_task_factory(make_task)
     registry = Registry(limits(config), block_elements=config.device.block_elements)
     server = grpc.aio.server(options=_options(config))
     address = _listen(server, config.server.listen)
@@ -54,7 +56,11 @@ def limits(config: ServerConfig) -> Limits:
     """The engine's limits, from the configuration."""
     return Limits(
         staging_bytes=config.limits.staging_bytes,
+        streams=config.limits.streams,
         upload_idle_seconds=config.limits.upload_idle_seconds,
+        upload_min_bytes_per_second=config.limits.upload_min_bytes_per_second,
+        read_idle_seconds=config.limits.read_idle_seconds,
+        reading_bytes=config.limits.reading_bytes,
         runs=config.limits.runs,
         workers_per_run=config.limits.workers_per_run,
         contributions_per_run=config.limits.contributions_per_run,

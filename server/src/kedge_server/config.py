@@ -69,6 +69,15 @@ class LimitsSection(_Section):
     """Gradients and initial weights on their way in, all runs together."""
     upload_idle_seconds: float = Field(default=30.0, gt=0)
     """How long an upload may make no progress before it is refused and its buffer given back."""
+    upload_min_bytes_per_second: int = Field(default=64 << 10, ge=1)
+    """How slow an upload may be on the whole: it has upload_idle_seconds, and its size over this."""
+    streams: int = Field(default=4096, ge=1)
+    """Streams open at once: uploads, pulls, exchanges and watches. Small calls, as heartbeats, do not count."""
+    read_idle_seconds: float = Field(default=30.0, gt=0)
+    """How long a message may wait for its reader to take it before the reader is dropped."""
+    reading_bytes: int = Field(default=4096 * _MIB, ge=_MIB)
+    """Weights that newer ones have superseded but that someone reads still, all runs together. Beyond it the reader is
+    dropped that made no progress for longest."""
     runs: int = Field(default=1000, ge=1)
     """Runs held at once."""
     workers_per_run: int = Field(default=1024, ge=1)

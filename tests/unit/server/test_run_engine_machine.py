@@ -30,6 +30,7 @@ POLICIES = st.sampled_from(
         Asynchronous(),
         Asynchronous(max_staleness=1, scaling="inverse"),
         BoundedStaleness(0),
+        BoundedStaleness(0),
         BoundedStaleness(1),
         Buffered(2),
         Buffered(3, max_staleness=2, scaling="none"),
@@ -188,19 +189,21 @@ class RunMachine(RuleBasedStateMachine):
     def push(self, name: str, value: int, examples: int, lag: int, age: int) -> None:
         self.submit(name, float(value), examples, lag, age)
 
-    @rule(order=st.permutations("abcd"), value=st.integers(-8, 8), examples=st.integers(1, 4))
-    def train(self, order: list[str], value: int, examples: int) -> None:
-        """Two more workers come if nobody is there; then everybody contributes, each something else."""
+    @rule(order=st.permutations("abcd"), value=st.integers(1, 8), examples=st.integers(1, 4), lag=st.integers(0, 1))
+    def train(self, order: list[str], value: int, examples: int, lag: int) -> None:
+        """Two workers come if nobody is there; then everybody pulls and contributes, each something else."""
         for name in [] if self.leases else order[:2]:
             self.join(name, 8.0)
         for place, name in enumerate([name for name in order if name in self.leases]):
-            self.submit(name, float(value + place), examples + place, 0, 1)
+            self.pull(name)
+            self.submit(name, float(value + place), examples + place, lag, 1)
 
     @rule(name=NAMES, value=st.integers(-8, 8), count=st.integers(1, 4))
     def run_ahead(self, name: str, value: int, count: int) -> None:
-        """One worker contributes again and again."""
+        """One worker contributes again and again, and then waits for weights, if it has to."""
         for _ in range(count):
             self.submit(name, float(value), 1, 0, 1)
+        self.pull_and_wait(name)
 
     @rule(name=NAMES)
     def push_nan(self, name: str) -> None:
@@ -228,6 +231,7 @@ class RunMachine(RuleBasedStateMachine):
         self.renew(name)
         self.clocks[name] += isinstance(self.bench.run.policy, BoundedStaleness) and not is_ahead
         assert not is_ahead or result_of(pushed).outcome == "rejected"
+        self.note_the_barrier()
         return pushed
 
     @precondition(lambda self: self.pushed)
@@ -239,7 +243,11 @@ class RunMachine(RuleBasedStateMachine):
 
     # Pulls
 
-    @rule(name=NAMES)
+    @rule(names=st.permutations("abcd"))
+    def everybody_pulls(self, names: list[str]) -> None:
+        for name in names:
+            self.pull(name)
+
     def pull(self, name: str) -> None:
         is_ahead, expected_step = self.is_ahead(name), self.bench.run.snapshot.step
         if name in self.leases and self.bench.run.policy == BoundedStaleness(0):
@@ -255,7 +263,6 @@ class RunMachine(RuleBasedStateMachine):
         assert snapshot.step == expected_step
         self.check_weights(snapshot)
 
-    @rule(name=NAMES)
     def pull_and_wait(self, name: str) -> None:
         async def begin() -> None:
             pull = self.bench.run.snapshot_for(name, min_step=0, wait_seconds=None)

@@ -17,8 +17,8 @@ def snapshot() -> Snapshot:
     return Snapshot(3, 1, FAST, SLOW)
 
 
-async def read(encoding: Encoding) -> list[bytes]:
-    return [message async for message in encoding.messages()]
+def read(encoding: Encoding) -> list[bytes]:
+    return list(encoding.messages())
 
 
 def decoded(encoding: Encoding, messages: list[bytes], count: int) -> np.ndarray:
@@ -33,39 +33,78 @@ def decoded(encoding: Encoding, messages: list[bytes], count: int) -> np.ndarray
 @pytest.mark.parametrize(
     ("weights", "parts"), [("fast", FAST), ("slow", SLOW), ("fast_and_slow", (*FAST, *SLOW))], ids=str
 )
-async def test_form_holds_the_weights_in_order(weights: str, parts: tuple[np.ndarray, ...]) -> None:
+def test_form_holds_the_weights_in_order(weights: str, parts: tuple[np.ndarray, ...]) -> None:
     expected = np.concatenate(parts)
     encoding = snapshot().encoding(weights, "float32")
-    np.testing.assert_array_equal(decoded(encoding, await read(encoding), expected.size), expected)
+    np.testing.assert_array_equal(decoded(encoding, read(encoding), expected.size), expected)
 
 
-async def test_readers_at_the_same_time_get_the_same_bytes_wherever_they_are() -> None:
+def test_readers_at_the_same_time_get_the_same_bytes_wherever_they_are() -> None:
     one = snapshot()
     first = one.encoding("fast", "float32")
     ahead = first.messages()
-    begun = [await anext(ahead)]
+    begun = [next(ahead)]
     second = one.encoding("fast", "float32")
-    late = await read(second)  # overtakes the first reader
-    begun += [message async for message in ahead]
-    assert len(late) == 2
+    late = read(second)  # overtakes the first reader
+    begun += ahead
+    assert [len(decode_chunk(message).data) for message in late] == [
+        64 << 10,
+        (1 << 20) - (64 << 10),
+        4 * 300_007 - (1 << 20),
+    ]
     assert all(a is b for a, b in zip(begun, late, strict=True))
     assert first.crc32c == second.crc32c
 
 
-async def test_reader_that_stops_midway_harms_no_other() -> None:
+def test_reader_that_stops_midway_harms_no_other() -> None:
     one = snapshot()
     encoding = one.encoding("fast", "float32")
     stopped = encoding.messages()
-    await anext(stopped)
-    await stopped.aclose()
-    np.testing.assert_array_equal(decoded(encoding, await read(encoding), 300_007), np.concatenate(FAST))
+    next(stopped)
+    stopped.close()
+    np.testing.assert_array_equal(decoded(encoding, read(encoding), 300_007), np.concatenate(FAST))
 
 
-async def test_form_is_let_go_when_nobody_reads_it() -> None:
+def test_form_is_let_go_when_nobody_reads_it() -> None:
     one = snapshot()
     encoding = one.encoding("fast", "bfloat16")
-    await read(encoding)
+    read(encoding)
     alive = weakref.ref(encoding)
     del encoding
     gc.collect()
+    assert alive() is None
+
+
+def test_first_chunk_is_no_larger_than_the_window_that_a_reader_opens_with() -> None:
+    encoding = snapshot().encoding("fast", "float32")
+    assert len(decode_chunk(next(encoding.messages())).data) == 64 << 10
+
+
+@pytest.mark.parametrize("count", [1, (64 << 10) // 4, (64 << 10) // 4 + 1])
+def test_weights_about_as_large_as_the_first_chunk_come_whole(count: int) -> None:
+    weights = np.arange(count, dtype=np.float32)
+    encoding = Snapshot(0, 0, (weights,), None).encoding("fast", "float32")
+    np.testing.assert_array_equal(decoded(encoding, read(encoding), count), weights)
+
+
+def test_held_bytes_are_the_weights_and_the_messages_so_far_and_then_the_messages_alone() -> None:
+    encoding = snapshot().encoding("fast", "float32")
+    weights_bytes = 4 * 300_007
+    assert encoding.held_bytes == weights_bytes
+    messages = encoding.messages()
+    first = next(messages)
+    assert encoding.held_bytes == weights_bytes + len(first)
+    assert encoding.held_bytes < sum(map(len, [first, *messages])) + weights_bytes
+    assert encoding.held_bytes == sum(map(len, read(encoding)))
+
+
+def test_weights_are_let_go_when_all_messages_are_made() -> None:
+    weights = np.arange(300_000, dtype=np.float32)
+    alive = weakref.ref(weights)
+    encoding = Snapshot(0, 0, (weights,), None).encoding("fast", "float32")
+    reading = encoding.messages()
+    next(reading)
+    del weights
+    assert alive() is not None
+    list(reading)
     assert alive() is None

@@ -39,6 +39,10 @@ class Publication:
         if not is_wanted or self.snapshot.step == step:
             self._barrier = self.snapshot
 
+    def serves(self, step: int) -> bool:
+        """Whether readers who come now may still get the weights of this step."""
+        return step in (self.snapshot.step, self._barrier.step)
+
     def look_again(self) -> None:
         """Lets those who wait look whether they still have to."""
         changed, self._changed = self._changed, asyncio.Event()

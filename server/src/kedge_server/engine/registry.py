@@ -21,9 +21,9 @@ from kedge_server.core.rules import check_rule
 from kedge_server.engine.clock import Clock, LoopClock
 from kedge_server.engine.device import DeviceThread, Writer, default_block_elements
 from kedge_server.engine.limits import Limits
-from kedge_server.engine.run import RunConfig, RunEngine
+from kedge_server.engine.run import RunConfig, RunEngine, RunUpdate
 from kedge_server.engine.snapshots import Snapshot
-from kedge_server.engine.staging import StagingBuffer, StagingPool
+from kedge_server.engine.staging import StagingAccount, StagingBuffer, StagingPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class Registry:
         self._clock = clock or LoopClock()
         self._device = DeviceThread()
         self._runs: dict[str, RunEngine] = {}
+        self._accounts: dict[RunEngine, StagingAccount] = {}
         self._creating: dict[str, asyncio.Future[None]] = {}
         self._is_ending = False
         # Microseconds since 1970 at the start: epochs grow from one server process to the next.
@@ -74,6 +75,32 @@ class Registry:
     def list(self) -> list[RunEngine]:
         """All runs, by name."""
         return [self._runs[name] for name in sorted(self._runs)]
+
+    def lend(self, run: RunEngine) -> StagingBuffer:
+        """A buffer for a gradient of a run.
+
+        Raises:
+            KedgeError: STAGING_FULL, or RUN_NOT_FOUND if it was deleted.
+        """
+        if run not in self._accounts:
+            raise _not_found(run.config.name)
+        return self._accounts[run].acquire()
+
+    def update(self, run: RunEngine, update: RunUpdate, *, request_id: str) -> int:
+        """Changes a live run; see `RunEngine.update`.
+
+        Raises:
+            KedgeError: RUN_TOO_LARGE or STAGING_FULL if the rounds of a new policy can never be held, or not now; what
+                `RunEngine.update` raises.
+        """
+        account = self._accounts[run]
+        if update.policy is not None:
+            self.require_room(run.config.manifest.element_count, update.policy)
+            account.set_claim(round_size(update.policy))
+        try:
+            return run.update(update, request_id=request_id)
+        finally:
+            account.set_claim(round_size(run.policy))
 
     def next_epoch(self) -> int:
         """A number greater than any before."""
@@ -142,6 +169,7 @@ class Registry:
         try:
             writer, snapshot = await self._device.run(self._make_writer, new, plan, weights)
             run = self._runs[new.name] = self._make_engine(new, writer, snapshot)
+            self._accounts[run] = self.staging.account(new.manifest.element_count, round_size(new.policy))
         finally:
             del self._creating[new.name]
             ended.set_result(None)
@@ -154,7 +182,7 @@ class Registry:
             KedgeError: RUN_NOT_FOUND.
         """
         run = self.get(name)
-        del self._runs[name]
+        del self._runs[name], self._accounts[run]
         run.end(_not_found(name))
         self.staging.drop_free(run.config.manifest.element_count)
 

@@ -296,6 +296,10 @@ class RunEngine:
             wait_seconds=wait_seconds,
         )
 
+    def serves(self, step: int) -> bool:
+        """Whether pulls are still answered with the weights of this step."""
+        return self._publication.serves(step)
+
     def require_weights(self, weights: Weights) -> None:
         """Refuses slow weights where there are none.
 

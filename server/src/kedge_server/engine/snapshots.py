@@ -1,14 +1,16 @@
 """Snapshots: the weights of one step, immutable, shared by all who read them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from kedge.wire.codec import FlatEncoder
+from kedge.wire.codec import FlatEncoder, chunk_prefix, decode_chunk
 
 Weights = Literal["fast", "slow", "fast_and_slow"]
+
+_FIRST_CHUNK_BYTES = 64 << 10
 
 
 class Encoding:
@@ -18,13 +20,16 @@ class Encoding:
     """
 
     def __init__(self, arrays: tuple[np.ndarray, ...], dtype: str) -> None:
-        self._encoder = FlatEncoder(arrays, dtype)
-        self._source = iter(self._encoder)
+        encoder = FlatEncoder(arrays, dtype)
+        self._encoder: FlatEncoder | None = encoder
+        self._source = _with_small_first_chunk(encoder)
         self._messages: list[bytes] = []
-        self._is_whole = False
-        self.size_bytes = self._encoder.size_bytes
+        self._array_bytes = sum(array.nbytes for array in arrays)
+        self._message_bytes = 0
+        self._crc32c = 0
+        self.size_bytes = encoder.size_bytes
 
-    async def messages(self) -> AsyncIterator[bytes]:
+    def messages(self) -> Iterator[bytes]:
         """All chunk messages in order. Making one takes well under a millisecond, so it is done on the loop."""
         at = 0
         while at < len(self._messages) or self._make_one():
@@ -34,16 +39,41 @@ class Encoding:
     @property
     def crc32c(self) -> int:
         """Of all chunk data; known when a reader has seen the last message."""
-        assert self._is_whole, "the checksum is asked for before the last chunk"
-        return self._encoder.crc32c
+        assert self._encoder is None, "the checksum is asked for before the last chunk"
+        return self._crc32c
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory that it keeps alive: its messages, and the weights as long as not all messages are made."""
+        return self._message_bytes + (self._array_bytes if self._encoder is not None else 0)
 
     def _make_one(self) -> bool:
         message = next(self._source, None)
-        if message is None:
-            self._is_whole = True
-            return False
-        self._messages.append(message)
-        return True
+        if message is not None:
+            self._messages.append(message)
+            self._message_bytes += len(message)
+        elif self._encoder is not None:
+            self._crc32c, self._encoder = self._encoder.crc32c, None
+        return message is not None
+
+
+def _with_small_first_chunk(encoder: FlatEncoder) -> Iterator[bytes]:
+    """Its messages, the first cut in two.
+
+    gRPC copies a message and keeps the copy until the peer has made room for all of it. The window that a peer opens
+    with is 64 KiB unless it says otherwise: whoever never reads stops at the small chunk, and no large one is copied.
+    """
+    messages = iter(encoder)
+    first = next(messages, None)
+    if first is None:
+        return
+    chunk = decode_chunk(first)
+    assert chunk is not None, "the encoder lays out its chunks as the decoder expects"
+    for part in (chunk.data[:_FIRST_CHUNK_BYTES], chunk.data[_FIRST_CHUNK_BYTES:]):
+        if part:
+            yield chunk_prefix(chunk.offset, len(part)) + part
+        chunk = chunk._replace(offset=chunk.offset + len(part))
+    yield from messages
 
 
 class Snapshot:

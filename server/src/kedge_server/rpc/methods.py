@@ -1,12 +1,13 @@
 """Registers services from their descriptors: one coroutine or async generator a method, named as the RPC in snake_case.
 
 The handlers use the project's own (de)serializers, and every method is guarded: whatever a servicer raises becomes a
-status with details, and nothing else does that.
+status with details, and nothing else does that; streams are counted, and dropped when they stand still.
 """
 
+import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import structlog
@@ -16,9 +17,16 @@ from google.protobuf.message_factory import GetMessageClass
 
 from kedge.wire.codec import Malformed, parse_message, serialize, stream_parser
 from kedge.wire.errors import KedgeError
+from kedge_server.rpc.outlet import Answer, Outlet
 from kedge_server.rpc.status import abort
+from kedge_server.rpc.streams import beginning_within
 
 _log = structlog.get_logger("kedge.rpc")
+
+_RETRY_AFTER_SECONDS = 0.5
+
+AnswerT = TypeVar("AnswerT")
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _HANDLERS: dict[tuple[bool, bool], "Callable[..., grpc.RpcMethodHandler[Any, Any]]"] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -28,19 +36,52 @@ _HANDLERS: dict[tuple[bool, bool], "Callable[..., grpc.RpcMethodHandler[Any, Any
 }
 
 
-def service_handler(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+class StreamBounds:
+    """How many streams a server holds, of all methods, and how long they may stand still. Small calls are no streams.
+
+    Args:
+        limit: how many may be open.
+        begin_seconds: how long an upload may take to send its header. An Exchange may be idle between its requests.
+        read_idle_seconds: how long a message may wait for its reader.
+    """
+
+    def __init__(self, limit: int, *, begin_seconds: float, read_idle_seconds: float) -> None:
+        self._limit = limit
+        self._open_count = 0
+        self.begin_seconds = begin_seconds
+        self.read_idle_seconds = read_idle_seconds
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[KedgeError | None]:
+        """Counts a stream for as long as it is entered; gives the error if there are too many."""
+        if self._open_count >= self._limit:
+            yield KedgeError(
+                "TOO_MANY_STREAMS",
+                f"{self._open_count} streams are open, limits.streams is {self._limit}: try again after "
+                f"{_RETRY_AFTER_SECONDS} s",
+                retry_after_seconds=_RETRY_AFTER_SECONDS,
+                limit=self._limit,
+            )
+            return
+        self._open_count += 1
+        try:
+            yield None
+        finally:
+            self._open_count -= 1
+
+
+def service_handler(service: ServiceDescriptor, servicer: object, bounds: StreamBounds) -> grpc.GenericRpcHandler:
     """The handler of a service; the servicer has a method for every RPC."""
-    methods = {method.name: _method_handler(method, servicer) for method in service.methods}
+    guard = _Guard(bounds)
+    methods = {method.name: _method_handler(method, servicer, guard) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
-def _method_handler(method: MethodDescriptor, servicer: object) -> "grpc.RpcMethodHandler[Any, Any]":
+def _method_handler(method: MethodDescriptor, servicer: object, guard: "_Guard") -> "grpc.RpcMethodHandler[Any, Any]":
     behaviour = getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
-    guard = _guard_stream if method.server_streaming else _guard_unary
-    return _HANDLERS[method.client_streaming, method.server_streaming](
-        guard(behaviour, is_streamed_to=method.client_streaming),
-        request_deserializer=_parser(method),
-        response_serializer=serialize,
+    kind = method.client_streaming, method.server_streaming
+    return _HANDLERS[kind](
+        guard.of_kind[kind](behaviour), request_deserializer=_parser(method), response_serializer=serialize
     )
 
 
@@ -51,41 +92,72 @@ def _parser(method: MethodDescriptor) -> Callable[[bytes], Any]:
     return lambda raw: parse_message(message_type, raw)
 
 
-def _guard_unary(
-    behaviour: Callable[..., Awaitable[Message]], *, is_streamed_to: bool
-) -> Callable[..., Awaitable[Message]]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+class _Guard:
+    """Wraps the methods of a service, so that what they raise becomes a status and their streams are bounded."""
+
+    def __init__(self, bounds: StreamBounds) -> None:
+        self._bounds = bounds
+        self.of_kind: dict[tuple[bool, bool], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+            (False, False): self._unary,
+            (False, True): self._download,
+            (True, False): self._upload,
+            (True, True): self._exchange,
+        }
+
+    def _unary(self, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
+        async def guarded(request: Any, context: _Context) -> Message:
+            return await _answer(context, lambda: behaviour(_checked(request)))
+
+        return guarded
+
+    def _upload(self, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
+        async def guarded(requests: AsyncIterator[Any], context: _Context) -> Message:
+            begun = beginning_within(self._bounds.begin_seconds, _checked_stream(requests))
+            with self._bounds.one_more() as refusal:
+                return await _answer(context, lambda: behaviour(begun), refusal)
+
+        return guarded
+
+    def _download(self, behaviour: Callable[..., AsyncGenerator[Answer, None]]) -> Callable[..., Awaitable[None]]:
+        async def guarded(request: Any, context: _Context) -> None:
+            await self._send(context, lambda: behaviour(_checked(request)))
+
+        return guarded
+
+    def _exchange(self, behaviour: Callable[..., AsyncGenerator[Answer, None]]) -> Callable[..., Awaitable[None]]:
+        async def guarded(requests: AsyncIterator[Any], context: _Context) -> None:
+            await self._send(context, lambda: behaviour(_checked_stream(requests)))
+
+        return guarded
+
+    async def _send(self, context: _Context, begin: Callable[[], AsyncGenerator[Answer, None]]) -> None:
+        # A coroutine that writes, since a generator that yields to gRPC could not be woken from a write that is stuck.
+        outlet = Outlet(context, self._bounds.read_idle_seconds)
+        with self._bounds.one_more() as refusal:
+            await _answer(context, lambda: outlet.send_all(begin()), refusal)
+
+
+async def _answer(
+    context: _Context, call: Callable[[], Awaitable[AnswerT]], refusal: KedgeError | None = None
+) -> AnswerT:
+    """Makes a call, unless it is refused; whatever goes wrong becomes its status."""
+    failure = refusal
+    if failure is None:
         try:
-            return await behaviour(_checked(request, is_stream=is_streamed_to))
+            return await call()
         except Exception as error:
-            await abort(context, _as_kedge_error(error))
-
-    return guarded
-
-
-def _guard_stream(
-    behaviour: Callable[..., AsyncIterator[Message | bytes]], *, is_streamed_to: bool
-) -> Callable[..., AsyncIterator[Message | bytes]]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message | bytes]:
-        try:
-            async for message in behaviour(_checked(request, is_stream=is_streamed_to)):
-                yield message
-        except Exception as error:
-            await abort(context, _as_kedge_error(error))
-
-    return guarded
-
-
-def _checked(request: Any, *, is_stream: bool) -> Any:
-    return _checked_stream(request) if is_stream else _checked_message(request)
+            failure = _as_kedge_error(error)
+    # Outside of the except clause and without its traceback: a status may wait for its reader for a while, and nothing
+    # that the call has held is to wait along with it.
+    return await abort(context, failure.with_traceback(None))
 
 
 async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for message in requests:
-        yield _checked_message(message)
+        yield _checked(message)
 
 
-def _checked_message(message: Any) -> Any:
+def _checked(message: Any) -> Any:
     if isinstance(message, Malformed):
         raise KedgeError("MALFORMED_MESSAGE", f"the bytes are not this method's message: {message.detail}")
     return message

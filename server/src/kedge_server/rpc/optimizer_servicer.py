@@ -1,20 +1,20 @@
 """OptimizerService: the way of a gradient in, and of the weights out."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
-
-from google.protobuf.message import Message
 
 from kedge.v1 import optimizer_service_pb2 as pb
 from kedge.v1 import tensor_pb2
 from kedge.wire import convert as wire
 from kedge.wire import names
 from kedge_server.core.values import PushResult
+from kedge_server.engine.readers import Readers
 from kedge_server.engine.registry import Registry
 from kedge_server.engine.run import RunEngine
-from kedge_server.engine.snapshots import Snapshot
 from kedge_server.rpc import convert, streams
 from kedge_server.rpc.idle import IdleStreams
+from kedge_server.rpc.outlet import Answer, Outlet
 
 
 class OptimizerServicer:
@@ -23,6 +23,7 @@ class OptimizerServicer:
     def __init__(self, registry: Registry, idle: IdleStreams) -> None:
         self._registry = registry
         self._idle = idle
+        self._readers = Readers(registry.limits.reading_bytes)
 
     async def push_gradients(self, requests: AsyncIterator[Any]) -> pb.PushGradientsResponse:
         """Takes one contribution."""
@@ -30,13 +31,14 @@ class OptimizerServicer:
         _, result = await self._receive(requests, header)
         return pb.PushGradientsResponse(result=convert.push_result(result))
 
-    async def pull_weights(self, request: pb.PullWeightsRequest) -> AsyncIterator[Message | bytes]:
+    async def pull_weights(self, request: pb.PullWeightsRequest) -> AsyncGenerator[Answer, None]:
         """Sends weights of one step."""
         run = self._registry.get(f"runs/{names.parse_run(request.run)}")
-        async for message in _pull(run, request.pull, pb.PullWeightsResponse):
-            yield message
+        async with aclosing(self._pull(run, request.pull, pb.PullWeightsResponse)) as answer:
+            async for message in answer:
+                yield message
 
-    async def exchange(self, requests: AsyncIterator[Any]) -> AsyncIterator[Message | bytes]:
+    async def exchange(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Answer, None]:
         """Takes contributions and sends weights, in the order asked."""
         while (request := await self._idle.next_request(requests)) is not None:
             match streams.kind_of(request):
@@ -46,17 +48,18 @@ class OptimizerServicer:
                     if request.push.HasField("pull"):
                         spec = _after(request.push.pull, result)
                         worker_id = names.parse_worker(request.push.worker).worker_id
-                        answer = _pull(run, spec, pb.ExchangeResponse, worker_id=worker_id)
+                        answer = self._pull(run, spec, pb.ExchangeResponse, worker_id=worker_id)
                     else:
                         continue
                 case "pull":
                     worker = names.parse_worker(request.pull.worker)
                     run = self._registry.get(worker.run)
-                    answer = _pull(run, request.pull.pull, pb.ExchangeResponse, worker_id=worker.worker_id)
+                    answer = self._pull(run, request.pull.pull, pb.ExchangeResponse, worker_id=worker.worker_id)
                 case _:
                     raise streams.unexpected("push or pull", request)
-            async for message in answer:
-                yield message
+            async with aclosing(answer):
+                async for message in answer:
+                    yield message
 
     async def _receive(self, requests: AsyncIterator[Any], header: pb.PushHeader) -> tuple[RunEngine, PushResult]:
         """Receives a contribution whole, submits it, and waits for what becomes of it."""
@@ -64,18 +67,48 @@ class OptimizerServicer:
         run = self._registry.get(run_name)
         dtype = wire.dtype_from_wire(header.dtype)
         run.check(contribution)
-        gradient = self._registry.staging.acquire(run.config.manifest.element_count)
-        patience = streams.Patience(self._registry.limits.upload_idle_seconds, lambda: run.check(contribution))
+        patience = streams.Patience.of(self._registry.limits, header.size_bytes, lambda: run.check(contribution))
+        upload = streams.Upload(requests, patience)
+        await upload.begin()
+        gradient = self._registry.lend(run)
         try:
-            inspection = await streams.read_values(
-                requests, gradient.array, dtype=dtype, size_bytes=header.size_bytes, patience=patience
-            )
+            inspection = await upload.read(gradient.array, dtype=dtype, size_bytes=header.size_bytes)
         except BaseException:
             gradient.release()
             raise
         submitted = run.submit(contribution, gradient, inspection)
         wait_seconds = wire.duration_from_wire(header, "wait")
         return run, await run.result(submitted, wait_seconds or 0)
+
+    async def _pull(
+        self, run: RunEngine, spec: pb.PullSpec, response: type[Any], *, worker_id: str | None = None
+    ) -> AsyncGenerator[Answer, None]:
+        """Sends weights. A worker that is to go on with fast ones may have to wait for others."""
+        weights = convert.weights_of(spec)
+        dtype = wire.dtype_from_wire(spec.dtype, default="float32")
+        run.require_weights(weights)
+        snapshot = await run.snapshot_for(
+            worker_id if weights != "slow" else None,
+            min_step=spec.min_step,
+            wait_seconds=wire.duration_from_wire(spec, "wait") or 0,
+        )
+        digest = run.config.manifest.digest
+        header = convert.weights_header(snapshot, weights, dtype=dtype, size_bytes=0, digest=digest)
+        if spec.HasField("if_newer_than") and snapshot.step <= spec.if_newer_than:
+            header.is_unchanged = True
+            yield response(header=header)
+            yield response(trailer=tensor_pb2.StreamTrailer())
+            return
+        encoding = snapshot.encoding(weights, dtype)
+        del snapshot  # once it is superseded and its messages are made, its weights may go
+        header.size_bytes = encoding.size_bytes
+        drop = Outlet.of_this_call().drop
+        with self._readers.reading(encoding, is_served=lambda: run.serves(header.step), drop=drop) as moved:
+            yield response(header=header)
+            for message in encoding.messages():
+                yield message
+                moved()
+            yield response(trailer=tensor_pb2.StreamTrailer(crc32c=encoding.crc32c))
 
 
 def _after(spec: pb.PullSpec, result: PushResult) -> pb.PullSpec:
@@ -85,31 +118,3 @@ def _after(spec: pb.PullSpec, result: PushResult) -> pb.PullSpec:
     if result.outcome == "applied":
         after.min_step = max(spec.min_step, result.step)
     return after
-
-
-async def _pull(
-    run: RunEngine, spec: pb.PullSpec, response: type[Any], *, worker_id: str | None = None
-) -> AsyncIterator[Message | bytes]:
-    """Sends weights. A worker that is to go on with fast ones may have to wait for others."""
-    weights = convert.weights_of(spec)
-    dtype = wire.dtype_from_wire(spec.dtype, default="float32")
-    run.require_weights(weights)
-    snapshot: Snapshot = await run.snapshot_for(
-        worker_id if weights != "slow" else None,
-        min_step=spec.min_step,
-        wait_seconds=wire.duration_from_wire(spec, "wait") or 0,
-    )
-    digest = run.config.manifest.digest
-    if spec.HasField("if_newer_than") and snapshot.step <= spec.if_newer_than:
-        header = convert.weights_header(snapshot, weights, dtype=dtype, size_bytes=0, digest=digest)
-        header.is_unchanged = True
-        yield response(header=header)
-        yield response(trailer=tensor_pb2.StreamTrailer())
-        return
-    encoding = snapshot.encoding(weights, dtype)
-    yield response(
-        header=convert.weights_header(snapshot, weights, dtype=dtype, size_bytes=encoding.size_bytes, digest=digest)
-    )
-    async for message in encoding.messages():
-        yield message
-    yield response(trailer=tensor_pb2.StreamTrailer(crc32c=encoding.crc32c))

@@ -29,30 +29,16 @@ class RunServicer:
         run = await self._registry.find_created(new)
         if run is None:
             plan = await self._registry.plan(new)
+            upload = streams.Upload(requests, streams.Patience.of(self._registry.limits, header.size_bytes))
+            await upload.begin()
             weights = self._registry.staging.acquire(new.manifest.element_count)
             try:
-                await self._read_weights(requests, header, weights.array)
+                await _read_weights(upload, header, weights.array)
             except BaseException:
                 weights.release()
                 raise
             run = await self._registry.create(new, plan, weights)
         return run_service_pb2.CreateRunResponse(run=convert.run(run, with_manifest=True))
-
-    async def _read_weights(
-        self, requests: AsyncIterator[Any], header: run_service_pb2.CreateRunHeader, out: Any
-    ) -> None:
-        dtype = wire.dtype_from_wire(header.dtype)
-        patience = streams.Patience(self._registry.limits.upload_idle_seconds)
-        inspection = await streams.read_values(
-            requests, out, dtype=dtype, size_bytes=header.size_bytes, patience=patience
-        )
-        bad = inspection.non_finite_element
-        if bad is not None:
-            raise KedgeError(
-                "NON_FINITE_WEIGHTS",
-                f"element {bad} of the initial weights is NaN or infinite: initialise the model anew",
-                element=bad,
-            )
 
     async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
         """Reads a run."""
@@ -79,9 +65,7 @@ class RunServicer:
         """Changes a live run."""
         run = self._registry.get(_run_name(request.name))
         update = convert.run_update(request)
-        if update.policy is not None:
-            self._registry.require_room(run.config.manifest.element_count, update.policy)
-        step = run.update(update, request_id=convert.request_id(request))
+        step = self._registry.update(run, update, request_id=convert.request_id(request))
         return run_service_pb2.UpdateRunResponse(step=step)
 
     async def tick_schedule(self, request: run_service_pb2.TickScheduleRequest) -> run_service_pb2.TickScheduleResponse:
@@ -144,6 +128,18 @@ class RunServicer:
         while True:
             events = await run.feed.next(reader)
             yield run_service_pb2.WatchRunResponse(events=[convert.event(event, run.config.name) for event in events])
+
+
+async def _read_weights(upload: streams.Upload, header: run_service_pb2.CreateRunHeader, out: Any) -> None:
+    dtype = wire.dtype_from_wire(header.dtype)
+    inspection = await upload.read(out, dtype=dtype, size_bytes=header.size_bytes)
+    bad = inspection.non_finite_element
+    if bad is not None:
+        raise KedgeError(
+            "NON_FINITE_WEIGHTS",
+            f"element {bad} of the initial weights is NaN or infinite: initialise the model anew",
+            element=bad,
+        )
 
 
 def _run_name(name: str) -> str:

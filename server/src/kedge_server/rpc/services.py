@@ -5,7 +5,7 @@ import grpc
 from kedge.v1 import optimizer_service_pb2, run_service_pb2
 from kedge_server.engine.registry import Registry
 from kedge_server.rpc.idle import IdleStreams
-from kedge_server.rpc.methods import service_handler
+from kedge_server.rpc.methods import StreamBounds, service_handler
 from kedge_server.rpc.optimizer_servicer import OptimizerServicer
 from kedge_server.rpc.run_servicer import RunServicer
 
@@ -18,7 +18,11 @@ NAMES: tuple[str, ...] = (_RUN_SERVICE.full_name, _OPTIMIZER_SERVICE.full_name)
 
 def handlers(registry: Registry, idle: IdleStreams) -> tuple[grpc.GenericRpcHandler, ...]:
     """The handlers of all services, answered from a registry."""
+    limits = registry.limits
+    bounds = StreamBounds(
+        limits.streams, begin_seconds=limits.upload_idle_seconds, read_idle_seconds=limits.read_idle_seconds
+    )
     return (
-        service_handler(_RUN_SERVICE, RunServicer(registry)),
-        service_handler(_OPTIMIZER_SERVICE, OptimizerServicer(registry, idle)),
+        service_handler(_RUN_SERVICE, RunServicer(registry), bounds),
+        service_handler(_OPTIMIZER_SERVICE, OptimizerServicer(registry, idle), bounds),
     )

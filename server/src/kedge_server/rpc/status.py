@@ -1,5 +1,6 @@
 """From an error of the catalogue to a gRPC status with `google.rpc` details."""
 
+import asyncio
 from typing import Any, NoReturn
 
 import grpc
@@ -9,16 +10,25 @@ from google.rpc import error_details_pb2, status_pb2
 
 from kedge.wire.convert import duration_to_wire
 from kedge.wire.errors import DOMAIN, KedgeError
+from kedge_server.rpc.calls import hang_up
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_TEXT = 1024  # a trailer has little room, and part of a message may be what the peer sent
+_FAREWELL_SECONDS = 1.0
+"""A reader that stalled and goes on within this time learns why its call ended."""
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: KedgeError) -> NoReturn:
-    """Ends the call with the error's status, by raising."""
+    """Ends the call with the error's status, by raising; without it, where the peer does not take that."""
     code = grpc.StatusCode[error.entry.status]
     details = _status(error, code).SerializeToString()
-    await context.abort(code, error.message[:_MAX_TEXT], trailing_metadata=((_DETAILS_KEY, details),))
+    try:
+        async with asyncio.timeout(_FAREWELL_SECONDS):
+            await context.abort(code, error.message[:_MAX_TEXT], trailing_metadata=((_DETAILS_KEY, details),))
+    except TimeoutError:
+        hang_up()
+    except grpc.aio.InternalError:  # the peer has gone, and there is nobody to tell
+        raise asyncio.CancelledError from None
 
 
 def _status(error: KedgeError, code: grpc.StatusCode) -> status_pb2.Status:

@@ -1,8 +1,9 @@
-"""The grammar of a stream with values: header, chunk*, trailer; read here for every upload."""
+"""The grammar of a stream with values: header, chunk*, trailer; read here for every upload, and within a deadline."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from google.protobuf.message import Message
@@ -10,6 +11,7 @@ from google.protobuf.message import Message
 from kedge.wire.codec import Chunk, FlatDecoder
 from kedge.wire.errors import KedgeError
 from kedge_server.core.admission import Inspection
+from kedge_server.engine.limits import Limits
 
 
 async def read_header(requests: AsyncIterator[Any]) -> Any:
@@ -25,49 +27,102 @@ async def read_header(requests: AsyncIterator[Any]) -> Any:
 
 
 class Patience(NamedTuple):
-    """How long an upload may make no progress, and who wants to know when it does."""
+    """How long an upload may make no progress, how long it may take, and who wants to know that it goes on."""
 
     idle_seconds: float
     on_progress: Callable[[], None] = lambda: None
     """Called after each chunk. May raise to end the upload."""
+    total_seconds: float = math.inf
+    """From the header on."""
+
+    @classmethod
+    def of(cls, limits: Limits, size_bytes: int, on_progress: Callable[[], None] = lambda: None) -> Self:
+        """What the limits grant an upload of so many bytes."""
+        total_seconds = limits.upload_idle_seconds + size_bytes / limits.upload_min_bytes_per_second
+        return cls(limits.upload_idle_seconds, on_progress, total_seconds)
 
 
-async def read_values(
-    requests: AsyncIterator[Any], out: np.ndarray, *, dtype: str, size_bytes: int, patience: Patience
-) -> Inspection:
-    """Reads chunks into `out` up to and with the trailer, and inspects the values while they are in the cache.
+class Upload:
+    """What follows a header: chunk*, trailer. Its time runs from here on.
+
+    Args:
+        requests: the stream, its header read.
+        patience: its deadline.
+    """
+
+    def __init__(self, requests: AsyncIterator[Any], patience: Patience) -> None:
+        self._requests = requests
+        self._patience = patience
+        self._ends_at = asyncio.get_running_loop().time() + patience.total_seconds
+        self._begun_with: Any = None
+
+    async def begin(self) -> None:
+        """Waits for the first message, so that nothing is held for who sends no more than a header.
+
+        Raises:
+            KedgeError: UPLOAD_STALLED.
+        """
+        self._begun_with = await self._next()
+
+    async def read(self, out: np.ndarray, *, dtype: str, size_bytes: int) -> Inspection:
+        """Reads chunks into `out` up to and with the trailer, and inspects the values while they are in the cache.
+
+        Raises:
+            KedgeError: SIZE_MISMATCH, UNEXPECTED_MESSAGE, CHECKSUM_MISMATCH, CHUNK_*, or UPLOAD_STALLED.
+        """
+        decoder = FlatDecoder(out, dtype=dtype, size_bytes=size_bytes)
+        inspection = Inspection()
+        message, self._begun_with = self._begun_with, None
+        while True:
+            message = message or await self._next()
+            if type(message) is Chunk:
+                inspection.add(decoder.add(message))
+                self._patience.on_progress()
+            elif kind_of(message) == "trailer":
+                decoder.finish(message.trailer.crc32c)
+                return inspection
+            else:
+                raise unexpected("chunk or trailer", message)
+            message = None
+
+    async def _next(self) -> Any:
+        idle_until = asyncio.get_running_loop().time() + self._patience.idle_seconds
+        try:
+            async with asyncio.timeout_at(min(idle_until, self._ends_at)):
+                return await anext(self._requests, None)
+        except TimeoutError:
+            raise self._stalled(is_late=self._ends_at < idle_until) from None
+
+    def _stalled(self, *, is_late: bool) -> KedgeError:
+        patience = self._patience
+        return stalled(
+            patience.idle_seconds,
+            f"the upload was not whole after {patience.total_seconds:g} s, which is all that its size is given"
+            if is_late
+            else f"no message of the upload came for {patience.idle_seconds:g} s",
+        )
+
+
+async def beginning_within(idle_seconds: float, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The messages of a stream, the first one of which has to come in time.
 
     Raises:
-        KedgeError: SIZE_MISMATCH, UNEXPECTED_MESSAGE, CHECKSUM_MISMATCH, CHUNK_*, or UPLOAD_STALLED.
+        KedgeError: UPLOAD_STALLED.
     """
-    decoder = FlatDecoder(out, dtype=dtype, size_bytes=size_bytes)
-    inspection = Inspection()
-    async for message in _while_it_moves(requests, patience.idle_seconds):
-        if type(message) is Chunk:
-            inspection.add(decoder.add(message))
-            patience.on_progress()
-        elif kind_of(message) == "trailer":
-            decoder.finish(message.trailer.crc32c)
-            return inspection
-        else:
-            raise unexpected("chunk or trailer", message)
-    raise unexpected("chunk or trailer", None)
+    try:
+        async with asyncio.timeout(idle_seconds):
+            first = await anext(requests, None)
+    except TimeoutError:
+        raise stalled(idle_seconds, f"no header came for {idle_seconds:g} s") from None
+    if first is not None:
+        yield first
+        async for message in requests:
+            yield message
 
 
-async def _while_it_moves(requests: AsyncIterator[Any], idle_seconds: float) -> AsyncIterator[Any]:
-    while True:
-        try:
-            async with asyncio.timeout(idle_seconds):
-                message = await anext(requests, None)
-        except TimeoutError:
-            raise KedgeError(
-                "UPLOAD_STALLED",
-                f"no message of the upload came for {idle_seconds:g} s: send it again",
-                idle_seconds=idle_seconds,
-            ) from None
-        if message is None:
-            return
-        yield message
+def stalled(idle_seconds: float, what: str) -> KedgeError:
+    """The error for an upload that does not go on."""
+    return KedgeError("UPLOAD_STALLED", f"{what}: send it again", idle_seconds=idle_seconds)
 
 
 def kind_of(message: Message | Chunk | None) -> str:

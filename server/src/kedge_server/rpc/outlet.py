@@ -1,0 +1,81 @@
+"""The way out of a server-streaming method: messages, as fast as their reader takes them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+
+from kedge.wire.errors import KedgeError
+
+Answer: TypeAlias = Message | bytes
+"""What is sent: a message, or one that is encoded already."""
+
+_of_this_call: ContextVar["Outlet"] = ContextVar("outlet")
+
+
+class Outlet:
+    """Where the answers of one call are sent to, one message at a time.
+
+    Args:
+        context: the call.
+        idle_seconds: how long a message may wait for its reader.
+    """
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], idle_seconds: float) -> None:
+        self._context = context
+        self._idle_seconds = idle_seconds
+        self._patience: asyncio.Timeout | None = None
+        self._is_dropped = False
+
+    @staticmethod
+    def of_this_call() -> "Outlet":
+        """That of the call that is being answered, for a method that may have to drop it."""
+        return _of_this_call.get()
+
+    async def send_all(self, messages: AsyncGenerator[Answer, None]) -> None:
+        """Sends what a method yields, each message when the reader has made room for the one before.
+
+        Raises:
+            KedgeError: READER_STALLED, or what the method raises.
+        """
+        _of_this_call.set(self)
+        async with contextlib.aclosing(messages):
+            # By itself, since together with a first message that is not taken it would keep a status from being sent.
+            await self._send(self._context.send_initial_metadata, ())
+            async for message in messages:
+                await self._send(self._context.write, message)
+
+    async def _send(self, operation: Callable[[Any], Awaitable[None]], argument: object) -> None:
+        if self._is_dropped or not await self._is_taken(operation, argument):
+            # Raised here, where no traceback is chained to it that would keep what was read alive.
+            raise self._stalled()
+
+    async def _is_taken(self, operation: Callable[[Any], Awaitable[None]], argument: object) -> bool:
+        try:
+            async with asyncio.timeout(self._idle_seconds) as self._patience:
+                await operation(argument)
+        except TimeoutError:
+            return False
+        except grpc.aio.InternalError:  # the peer has gone, and there is nobody to tell
+            raise asyncio.CancelledError from None
+        finally:
+            self._patience = None
+        return True
+
+    def drop(self) -> None:
+        """Ends the call as if its reader had stalled."""
+        self._is_dropped = True
+        if self._patience is not None:
+            self._patience.reschedule(0)
+
+    def _stalled(self) -> KedgeError:
+        what = (
+            "newer weights took the memory of the ones that were read so slowly (limits.reading_bytes)"
+            if self._is_dropped
+            else f"no message was taken for {self._idle_seconds:g} s (limits.read_idle_seconds)"
+        )
+        return KedgeError("READER_STALLED", f"{what}: pull again", idle_seconds=self._idle_seconds)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from wire_client import (
@@ -35,13 +36,17 @@ class Target(NamedTuple):
     wire: WireClient
     run: run_pb2.Run
     lease: run_service_pb2.JoinRunResponse
+    step: int = 1
+    sequence: int = 2
+    """The worker's next one."""
 
     def header(self, **fields: Any) -> Any:
-        defaults = {"sequence": 2, "base_step": 1, "size_bytes": len(GOOD)}
+        defaults = {"sequence": self.sequence, "base_step": self.step, "size_bytes": len(GOOD)}
         return PUSH(header=push_header(self.lease, self.run.manifest.digest, **(defaults | fields)))
 
-    def good(self, **fields: Any) -> list[Any]:
-        return push_stream(self.lease, self.run.manifest.digest, GRADIENT, **({"sequence": 2, "base_step": 1} | fields))
+    def good(self, gradient: np.ndarray = GRADIENT, **fields: Any) -> list[Any]:
+        defaults = {"sequence": self.sequence, "base_step": self.step}
+        return push_stream(self.lease, self.run.manifest.digest, gradient, **(defaults | fields))
 
     def state(self) -> tuple[Any, ...]:
         state = self.wire.run(self.run.name).state
@@ -76,43 +81,99 @@ def chunk(offset: int, data: bytes) -> Any:
 
 GOOD_TAIL = [*chunks(PUSH, GOOD), trailer(crc32c(GOOD))]
 
+NOT_WORKERS = {
+    "no name": "",
+    "a run's name": "runs/r",
+    "an id alone": "w1",
+    "no runs/": "digits/w1",
+    "a slash before": "/runs/r/workers/w1",
+    "a slash behind": "runs/r/workers/w1/",
+    "one part more": "runs/r/workers/w1/x",
+    "an empty run": "runs//workers/w1",
+    "an empty worker": "runs/r/workers/",
+    "another collection": "runs/r/nodes/w1",
+    "capital letters": "RUNS/r/WORKERS/w1",
+    "a dash before": "runs/r/workers/-w1",
+    "a space": "runs/r/workers/w 1",
+    "a line feed behind": "runs/r/workers/w1\n",
+    "a letter of no ASCII": "runs/r/workers/w\u00fc",
+    "64 characters": f"runs/r/workers/{'w' * 64}",
+}
+
 ERRORS: dict[str, tuple[str, Callable[[Target], list[Any]]]] = {
     "garbage": ("MALFORMED_MESSAGE", lambda t: [b"\xff\xff\xff\xff"]),
     "garbage after the header": ("MALFORMED_MESSAGE", lambda t: [t.header(), b"\x12\xff"]),
+    "garbage for a trailer": ("MALFORMED_MESSAGE", lambda t: [t.header(), *GOOD_TAIL[:-1], b"\x1a\x05\x0d\x00"]),
     "endless varint": ("MALFORMED_MESSAGE", lambda t: [t.header(), b"\x12" + b"\x80" * 4096]),
+    "a header cut in the middle": ("MALFORMED_MESSAGE", lambda t: [t.header().SerializeToString()[:-3], *GOOD_TAIL]),
+    "a name that is no UTF-8": ("MALFORMED_MESSAGE", lambda t: [b"\x0a\x03\x0a\x01\xff", *GOOD_TAIL]),
     "nothing": ("UNEXPECTED_MESSAGE", lambda t: []),
     "empty message": ("UNEXPECTED_MESSAGE", lambda t: [PUSH()]),
+    "an unknown field alone": ("UNEXPECTED_MESSAGE", lambda t: [b"\xaa\x06\x01x", *GOOD_TAIL]),
     "no header": ("UNEXPECTED_MESSAGE", lambda t: GOOD_TAIL),
+    "trailer alone": ("UNEXPECTED_MESSAGE", lambda t: [trailer(0)]),
+    "chunk before the header": ("UNEXPECTED_MESSAGE", lambda t: [chunk(0, GOOD), t.header(), trailer(crc32c(GOOD))]),
     "two headers": ("UNEXPECTED_MESSAGE", lambda t: [t.header(), t.header(), *GOOD_TAIL]),
+    "header between chunks": ("UNEXPECTED_MESSAGE", lambda t: [t.header(), chunk(0, GOOD[:8]), t.header()]),
+    "empty message between chunks": ("UNEXPECTED_MESSAGE", lambda t: [t.header(), chunk(0, GOOD[:8]), PUSH()]),
+    "header alone": ("UNEXPECTED_MESSAGE", lambda t: [t.header()]),
     "no trailer": ("UNEXPECTED_MESSAGE", lambda t: [t.header(), *GOOD_TAIL[:-1]]),
-    "not a name": ("INVALID_NAME", lambda t: [t.header(worker="digits/w1"), *GOOD_TAIL]),
+    **{
+        f"worker's name is {what}": ("INVALID_NAME", lambda t, name=name: [t.header(worker=name), *GOOD_TAIL])
+        for what, name in NOT_WORKERS.items()
+    },
     "unknown run": ("RUN_NOT_FOUND", lambda t: [t.header(worker="runs/nowhere/workers/w"), *GOOD_TAIL]),
     "unknown worker": ("WORKER_NOT_FOUND", lambda t: [t.header(worker=f"{t.run.name}/workers/no"), *GOOD_TAIL]),
+    "epoch 0": ("WORKER_SUPERSEDED", lambda t: [t.header(epoch=0), *GOOD_TAIL]),
     "epoch of before": ("WORKER_SUPERSEDED", lambda t: [t.header(epoch=t.lease.epoch - 1), *GOOD_TAIL]),
+    "epoch of an earlier run": ("RUN_NOT_FOUND", lambda t: [t.header(epoch=1), *GOOD_TAIL]),
+    "epoch of the future": ("WORKER_NOT_FOUND", lambda t: [t.header(epoch=t.lease.epoch + 1_000_000), *GOOD_TAIL]),
+    "epoch of 2**64 - 1": ("WORKER_NOT_FOUND", lambda t: [t.header(epoch=(1 << 64) - 1), *GOOD_TAIL]),
     "wrong manifest": ("MANIFEST_MISMATCH", lambda t: [t.header(manifest_digest=b"\0" * 32), *GOOD_TAIL]),
+    "no manifest": ("MANIFEST_MISMATCH", lambda t: [t.header(manifest_digest=b""), *GOOD_TAIL]),
+    "half a digest": (
+        "MANIFEST_MISMATCH",
+        lambda t: [t.header(manifest_digest=t.run.manifest.digest[:16]), *GOOD_TAIL],
+    ),
     "no examples": ("INVALID_EXAMPLE_COUNT", lambda t: [t.header(example_count=0), *GOOD_TAIL]),
-    "step of the future": ("BASE_STEP_AHEAD", lambda t: [t.header(base_step=2), *GOOD_TAIL]),
+    "step of the future": ("BASE_STEP_AHEAD", lambda t: [t.header(base_step=t.step + 1), *GOOD_TAIL]),
+    "step 2**64 - 1": ("BASE_STEP_AHEAD", lambda t: [t.header(base_step=(1 << 64) - 1), *GOOD_TAIL]),
     "sequence 0": ("SEQUENCE_GAP", lambda t: [t.header(sequence=0), *GOOD_TAIL]),
-    "sequence skipped": ("SEQUENCE_GAP", lambda t: [t.header(sequence=3), *GOOD_TAIL]),
+    "sequence skipped": ("SEQUENCE_GAP", lambda t: [t.header(sequence=t.sequence + 1), *GOOD_TAIL]),
+    "sequence 2**64 - 1": ("SEQUENCE_GAP", lambda t: [t.header(sequence=(1 << 64) - 1), *GOOD_TAIL]),
     "no dtype": ("UNSUPPORTED_DTYPE", lambda t: [t.header(dtype=0), *GOOD_TAIL]),
     "unknown dtype": ("UNSUPPORTED_DTYPE", lambda t: [t.header(dtype=64), *GOOD_TAIL]),
+    "declares nothing": ("SIZE_MISMATCH", lambda t: [t.header(size_bytes=0), *GOOD_TAIL]),
     "declares too little": ("SIZE_MISMATCH", lambda t: [t.header(size_bytes=12), *GOOD_TAIL]),
+    "declares too much": ("SIZE_MISMATCH", lambda t: [t.header(size_bytes=20), *GOOD_TAIL]),
     "declares 2**63 bytes": ("SIZE_MISMATCH", lambda t: [t.header(size_bytes=1 << 63), *GOOD_TAIL]),
     "declares another dtype's size": ("SIZE_MISMATCH", lambda t: [t.header(dtype=2), *GOOD_TAIL]),
     "sends too little": ("SIZE_MISMATCH", lambda t: [t.header(), chunk(0, GOOD[:8]), trailer(crc32c(GOOD[:8]))]),
     "sends nothing": ("SIZE_MISMATCH", lambda t: [t.header(), trailer(0)]),
     "sends too much": ("CHUNK_OUT_OF_RANGE", lambda t: [t.header(), chunk(0, GOOD + GOOD)]),
+    "a chunk too many": ("CHUNK_OUT_OF_RANGE", lambda t: [t.header(), chunk(0, GOOD), chunk(16, GOOD[:4])]),
     "offset beyond the end": ("CHUNK_OUT_OF_RANGE", lambda t: [t.header(), chunk(16, GOOD)]),
     "offset of 2**62": ("CHUNK_OUT_OF_RANGE", lambda t: [t.header(), chunk(1 << 62, GOOD)]),
+    "offset of 2**64 - 4": ("CHUNK_OUT_OF_RANGE", lambda t: [t.header(), chunk((1 << 64) - 4, GOOD)]),
     "overlap": ("CHUNK_OVERLAP", lambda t: [t.header(), chunk(0, GOOD[:8]), chunk(4, GOOD[4:])]),
     "same chunk twice": ("CHUNK_OVERLAP", lambda t: [t.header(), chunk(0, GOOD[:8]), chunk(0, GOOD[:8])]),
+    "all chunks twice": ("CHUNK_OVERLAP", lambda t: [t.header(), chunk(0, GOOD), chunk(0, GOOD)]),
     "chunk missing": ("CHUNK_GAP", lambda t: [t.header(), chunk(8, GOOD[8:])]),
+    "chunk missing in the middle": ("CHUNK_GAP", lambda t: [t.header(), chunk(0, GOOD[:4]), chunk(8, GOOD[8:])]),
     "chunks exchanged": ("CHUNK_GAP", lambda t: [t.header(), chunk(8, GOOD[8:]), chunk(0, GOOD[:8])]),
     "offset inside an element": ("CHUNK_MISALIGNED", lambda t: [t.header(), chunk(2, GOOD[2:])]),
     "half an element": ("CHUNK_MISALIGNED", lambda t: [t.header(), chunk(0, GOOD[:6])]),
     "empty chunk": ("CHUNK_MISALIGNED", lambda t: [t.header(), chunk(0, b"")]),
+    "empty chunk behind the last": ("CHUNK_MISALIGNED", lambda t: [t.header(), chunk(0, GOOD), chunk(16, b"")]),
     "wrong checksum": ("CHECKSUM_MISMATCH", lambda t: [t.header(), *GOOD_TAIL[:-1], trailer(crc32c(GOOD) ^ 1)]),
+    "no checksum": ("CHECKSUM_MISMATCH", lambda t: [t.header(), *GOOD_TAIL[:-1], trailer(0)]),
+    "a bit of the gradient is another": (
+        "CHECKSUM_MISMATCH",
+        lambda t: [t.header(), chunk(0, bytes([GOOD[0] ^ 1]) + GOOD[1:]), GOOD_TAIL[-1]],
+    ),
 }
+"""What an error answers: its reason, and the stream. The whole state of a run is looked at by
+`test_bad_contributions.py`; here the server is a process of its own, and what it tells on the wire is."""
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -8,8 +8,8 @@ import numpy as np
 from kedge import optim
 from kedge.optim.controls import Controls, StepValues
 from kedge_server.core import update
-from kedge_server.core.combine import MEAN, Combine
 from kedge_server.core.plan import BlockPlan, Plan
+from kedge_server.core.values import MEAN, Combine
 
 Array = np.ndarray
 

@@ -11,6 +11,7 @@ from kedge.wire.names import parse_worker
 
 _RETRY_SECONDS = 1.0
 _SHORTEST_INTERVAL_SECONDS = 0.05
+_LONGEST_INTERVAL_SECONDS = 3.0  # whatever the lease: it is by heartbeats that lost connections are noticed
 
 _PATIENCE_SECONDS = 10.0
 _REMINDER_SECONDS = 60.0
@@ -45,7 +46,7 @@ class Waiting:
 
 
 def start_heartbeats(transport: Transport, lease: Lease, waiting: Waiting) -> Callable[[], None]:
-    """Renews a lease every third of it until the function returned is called, or the lease is lost."""
+    """Renews a lease every third of it, or every 3 s, until the function returned is called or the lease is lost."""
     stopped = threading.Event()
     thread = threading.Thread(
         target=_beat, args=(transport, lease, waiting, stopped), name=f"kedge heartbeat {lease.worker}", daemon=True
@@ -55,7 +56,7 @@ def start_heartbeats(transport: Transport, lease: Lease, waiting: Waiting) -> Ca
 
 
 def _beat(transport: Transport, lease: Lease, waiting: Waiting, stopped: threading.Event) -> None:
-    interval = max(lease.lease_seconds / 3, _SHORTEST_INTERVAL_SECONDS)
+    interval = min(max(lease.lease_seconds / 3, _SHORTEST_INTERVAL_SECONDS), _LONGEST_INTERVAL_SECONDS)
     delay = interval
     while not stopped.wait(delay):
         try:

@@ -42,8 +42,9 @@ def fewest_contributions(combine: Combine, trim_count: int) -> int:
 class Synchronous:
     """A step is made of the first `quorum` contributions of its round, at most one a worker.
 
-    Once `quorum` workers have been alive at one time, a round also ends when every live worker has contributed: a lost
-    worker delays it by its lease at most. What comes too late is rejected as STALE_GRADIENT.
+    Once `quorum` workers have been alive at one time, a round also ends when every live worker has contributed, or sent
+    what was rejected for its values: a lost worker delays it by its lease at most, a broken one by nothing. What comes
+    too late is rejected as STALE_GRADIENT.
 
     Attributes:
         quorum: the contributions that close a round, >= 1. More workers than that are backup workers.

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kedge.policies import Asynchronous, BoundedStaleness, Buffered, Policy, Synchronous
-from kedge_server.core.combine import MEAN, Combine
 from kedge_server.core.rounds import (
     Decision,
     PullFacts,
@@ -25,6 +24,7 @@ from kedge_server.core.rounds import (
     staleness_limit,
     waiting_for,
 )
+from kedge_server.core.values import MEAN, Combine
 
 FOUR = Synchronous(quorum=4)
 FOUR_IN_TEN_SECONDS = Synchronous(quorum=4, timeout_seconds=10)

@@ -7,7 +7,6 @@ import numpy as np
 from kedge.optim.controls import Change, Controls
 from kedge.policies import Policy
 from kedge.testing import rounds
-from kedge.testing.ledger import Entry
 from kedge.transport import NewRun
 from kedge.updates import Updater
 from kedge.wire.reflection import Refusing
@@ -44,11 +43,11 @@ class Model:
         """The lookahead syncs so far."""
         return self._updater.lookahead_sync_count
 
-    def apply(self, entries: list[Entry], policy: Policy) -> bool:
-        """Makes a step of contributions; the answer is whether a lookahead sync was part of it."""
+    def apply(self, ended: rounds.Round, policy: Policy) -> bool:
+        """Makes a step of a round; the answer is whether a lookahead sync was part of it."""
         sync_count = self.lookahead_sync_count
-        self._updater.apply(rounds.combined(entries, policy), self.controls.values())
-        self.loss, example_count = rounds.mean_loss(entries)
+        self._updater.apply(rounds.combined(ended, policy), self.controls.values())
+        self.loss, example_count = rounds.mean_loss(ended.entries)
         self.controls = self.controls.after_step(self.loss, example_count)
         return self.lookahead_sync_count > sync_count
 

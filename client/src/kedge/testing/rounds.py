@@ -16,6 +16,8 @@ class Round:
 
     entries: list[Entry] = field(default_factory=list)
     began_at: float = 0.0
+    unfit: set[str] = field(default_factory=set)
+    """The workers that have sent nothing for it but what was rejected for its values."""
 
     @property
     def contributors(self) -> set[str]:
@@ -27,6 +29,12 @@ class Round:
         if not self.entries:
             self.began_at = now
         self.entries.append(entry)
+        self.unfit.discard(entry.push.lease.worker)
+
+    def note_unfit(self, worker: str) -> None:
+        """Takes note that a worker sent what cannot be taken."""
+        if worker not in self.contributors:
+            self.unfit.add(worker)
 
 
 class Circumstances(NamedTuple):
@@ -65,7 +73,7 @@ def required_count(held: Round, about: Circumstances) -> int:
         case Buffered(size=size):
             return size
         case Synchronous(quorum=quorum):
-            awaited = set(about.live) - held.contributors
+            awaited = set(about.live) - held.contributors - held.unfit
             return min(quorum, len(held.entries) + len(awaited)) if about.is_formed else quorum
 
 
@@ -87,11 +95,13 @@ def contributions_awaited(held: Round, about: Circumstances) -> str:
     return f"{missing} more contribution{'s' * (missing > 1)} to the round, which needs {required}"
 
 
-def fewest(policy: Policy) -> int:
-    """How many contributions a step takes at least."""
-    if isinstance(policy, Synchronous | Buffered):
-        return fewest_contributions(policy.combine, policy.trim_count)
-    return 1
+def lacking(held: Round, policy: Policy) -> int:
+    """How many contributions the round is short of for a step; bad ones that were kept out may stand for some."""
+    if not isinstance(policy, Synchronous | Buffered):
+        return 0
+    borne = policy.trim_count if policy.combine == "trimmed_mean" else len(held.entries) - 1
+    counted = len(held.entries) + (len(held.unfit) if len(held.unfit) <= borne else 0)
+    return max(0, fewest_contributions(policy.combine, policy.trim_count) - counted)
 
 
 def staleness_limit(policy: Policy) -> int | None:
@@ -105,9 +115,9 @@ def staleness_limit(policy: Policy) -> int | None:
             return None
 
 
-def combined(entries: list[Entry], policy: Policy) -> np.ndarray:
-    """The gradient that contributions become, float64 of shape [n]."""
-    ordered = entries
+def combined(held: Round, policy: Policy) -> np.ndarray:
+    """The gradient that a round becomes, float64 of shape [n]."""
+    ordered = entries = held.entries
     if isinstance(policy, Synchronous | Buffered) and policy.deterministic:
         ordered = sorted(
             entries, key=lambda entry: (entry.push.lease.worker, entry.push.lease.epoch, entry.push.sequence)
@@ -117,7 +127,8 @@ def combined(entries: list[Entry], policy: Policy) -> np.ndarray:
         case Synchronous(combine="median") | Buffered(combine="median"):
             return np.asarray(np.median(scaled, axis=0))
         case Synchronous(combine="trimmed_mean", trim_count=count) | Buffered(combine="trimmed_mean", trim_count=count):
-            return np.asarray(np.sort(scaled, axis=0)[count:-count].mean(axis=0))
+            trim = count - len(held.unfit) if len(held.unfit) <= count else count
+            return np.asarray(np.sort(scaled, axis=0)[trim : len(scaled) - trim].mean(axis=0))
     counts = [entry.push.example_count for entry in ordered]
     return sum((g * n for g, n in zip(scaled, counts, strict=True)), np.zeros(())) / sum(counts)
 

@@ -226,6 +226,7 @@ class FakeRun:
             return
         self._reject(entry, objection)
         if unfit is not None:
+            self._round.note_unfit(entry.push.lease.worker)
             self._count_unfit(member, unfit, now)
 
     def _untimely(self, entry: Entry, gap: Gap | None) -> Objection | None:
@@ -250,17 +251,19 @@ class FakeRun:
 
     def _close(self, reason: str) -> None:
         """Makes a step of the round, or refuses it."""
-        entries, self._round = self._round.entries, Round()
-        fewest = rounds.fewest(self.policy)
-        if len(entries) < fewest:
-            message = f"the round ended ({reason}) with {len(entries)} contributions, its combination needs {fewest}"
-            for entry in entries:
+        ended, self._round = self._round, Round()
+        lacking = rounds.lacking(ended, self.policy)
+        if lacking:
+            count = len(ended.entries)
+            message = f"the round ended ({reason}) with {count} contributions, its combination needs {lacking} more"
+            for entry in ended.entries:
                 self._reject(entry, Objection("COHORT_TOO_SMALL", message))
         else:
-            self._apply(entries, reason)
+            self._apply(ended, reason)
 
-    def _apply(self, entries: list[Entry], reason: str) -> None:
-        has_synced = self.model.apply(entries, self.policy)
+    def _apply(self, ended: Round, reason: str) -> None:
+        entries = ended.entries
+        has_synced = self.model.apply(ended, self.policy)
         self._applied_count += len(entries)
         message = f"part of step {self.step}"
         for entry in entries:

@@ -9,8 +9,9 @@ from google.protobuf.message import Message
 
 from kedge.optim.controls import Change
 from kedge.transport import convert
-from kedge.transport.status import closed_error, error_from_rpc, internal_error
-from kedge.transport.stream import GrpcExchange, GrpcWatch, answers, messages_of, read_weights
+from kedge.transport.channels import Channels, Connection
+from kedge.transport.status import cancelled_error, error_from_rpc, internal_error
+from kedge.transport.stream import GrpcExchange, GrpcWatch, answers, messages_of, read_weights, reported
 from kedge.transport.values import Lease, NewRun, PullRequest, RunInfo, RunUpdate, WatchStart, WeightsOfStep
 from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2
 from kedge.wire.codec import (
@@ -29,6 +30,9 @@ from kedge.wire.manifest import Manifest
 CALL_TIMEOUT_SECONDS = 30.0
 """The deadline of calls that carry no tensors and wait for nothing."""
 
+HEARTBEAT_TIMEOUT_SECONDS = 3.0
+"""The most that the answer to a heartbeat is waited for: lost connections are noticed by it."""
+
 _LIST_PAGE_SIZE = 1000
 _READY_POLL_SECONDS = 0.1
 
@@ -43,6 +47,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.lookahead_bytes", 8 << 20),
     ("grpc.http2.write_buffer_size", 8 << 20),
     ("grpc.optimization_target", "throughput"),
+    ("grpc.use_local_subchannel_pool", 1),  # else channels to one address share a connection
     ("grpc.enable_retries", 0),  # gRPC never retries large messages; kedge.retry does
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -53,7 +58,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 class GrpcTransport:
-    """A server at an address, over one channel.
+    """A server at an address, over one connection, and another for heartbeats once there is a worker.
 
     Args:
         address: host:port, or any target that gRPC resolves.
@@ -61,8 +66,7 @@ class GrpcTransport:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._is_closed = False
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channels = Channels(lambda: grpc.insecure_channel(address, options=CHANNEL_OPTIONS))
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
         """Returns once the server has answered a small question.
@@ -90,19 +94,23 @@ class GrpcTransport:
         dtype = _creation_dtype(run)
         encoder = FlatEncoder(run.arrays, dtype)
         header = run_service_pb2.CreateRunRequest(header=convert.create_header(run, dtype))
-        call = self._channel.stream_unary(
+        connection = self._channels.main
+        call = connection.channel.stream_unary(
             "/kedge.v1.RunService/CreateRun",
             request_serializer=serialize,
             response_deserializer=_parser(run_service_pb2.CreateRunResponse),
         )
-        response = self._invoke(lambda: call(messages_of(header, encoder, run_service_pb2.CreateRunRequest)))
+        messages = reported(messages_of(header, encoder, run_service_pb2.CreateRunRequest), connection)
+        response = self._invoke(lambda: call(messages))
         return convert.run_info(response.run)
 
     def get_run(self, name: str, *, with_manifest: bool = True) -> RunInfo:
-        """Reads one run."""
+        """Reads one run. Without its manifest it is small: the heartbeats' thread, which asks so, is not held up."""
         view = run_pb2.RUN_VIEW_FULL if with_manifest else run_pb2.RUN_VIEW_BASIC
         request = run_service_pb2.GetRunRequest(name=name, view=view)
-        return convert.run_info(self._call("GetRun", request, run_service_pb2.GetRunResponse).run)
+        connection = self._channels.main if with_manifest else self._channels.unhindered
+        response = self._call("GetRun", request, run_service_pb2.GetRunResponse, connection=connection)
+        return convert.run_info(response.run)
 
     def list_runs(self) -> list[RunInfo]:
         """Reads all runs, page by page."""
@@ -140,18 +148,23 @@ class GrpcTransport:
     def join(self, run: str, worker_id: str, lease_seconds: float | None) -> Lease:
         """Takes a lease."""
         request = run_service_pb2.JoinRunRequest(run=run, worker_id=worker_id, lease=duration_to_wire(lease_seconds))
-        return convert.lease(self._call("JoinRun", request, run_service_pb2.JoinRunResponse))
+        answer = run_service_pb2.JoinRunResponse
+        return convert.lease(self._call("JoinRun", request, answer, connection=self._channels.for_beats()))
 
     def heartbeat(self, lease: Lease) -> None:
         """Renews a lease. It does not wait longer than one may last between two heartbeats."""
         request = run_service_pb2.HeartbeatRequest(worker=lease.worker, epoch=lease.epoch)
-        timeout = min(CALL_TIMEOUT_SECONDS, max(lease.lease_seconds / 3, 1.0))
-        self._call("Heartbeat", request, run_service_pb2.HeartbeatResponse, timeout_seconds=timeout)
+        answer = run_service_pb2.HeartbeatResponse
+        timeout = min(HEARTBEAT_TIMEOUT_SECONDS, max(lease.lease_seconds / 3, 1.0))
+        self._channels.beat(
+            lambda beats: self._call("Heartbeat", request, answer, timeout_seconds=timeout, connection=beats)
+        )
 
     def leave(self, lease: Lease) -> None:
         """Gives a lease back. It waits only briefly: a lease that is not given back ends by itself."""
         request = run_service_pb2.LeaveRunRequest(worker=lease.worker, epoch=lease.epoch)
-        self._call("LeaveRun", request, run_service_pb2.LeaveRunResponse, timeout_seconds=2.0)
+        answer = run_service_pb2.LeaveRunResponse
+        self._call("LeaveRun", request, answer, timeout_seconds=2.0, connection=self._channels.unhindered)
 
     def evict(self, worker: str, cause: str, block_seconds: float | None) -> None:
         """Ends a worker's lease from outside."""
@@ -160,18 +173,20 @@ class GrpcTransport:
 
     def watch(self, run: str, start: WatchStart) -> GrpcWatch:
         """Tells what happens to a run. Returns when the server has said that the watch has begun."""
-        call = self._channel.unary_stream(
+        connection = self._channels.main
+        call = connection.channel.unary_stream(
             "/kedge.v1.RunService/WatchRun",
             request_serializer=serialize,
             response_deserializer=_parser(run_service_pb2.WatchRunResponse),
         )
         message = convert.watch_request(run, start)
-        watch: GrpcWatch = self._invoke(lambda: GrpcWatch(call(message), self._error))
+        watch: GrpcWatch = self._invoke(lambda: GrpcWatch(call(message), self._error, connection))
         return watch
 
     def pull(self, run: str, manifest: Manifest, request: PullRequest) -> WeightsOfStep:
         """Fetches weights without a lease."""
-        call = self._channel.unary_stream(
+        connection = self._channels.main
+        call = connection.channel.unary_stream(
             "/kedge.v1.OptimizerService/PullWeights",
             request_serializer=serialize,
             response_deserializer=stream_parser(optimizer_service_pb2.PullWeightsResponse),
@@ -179,19 +194,18 @@ class GrpcTransport:
         message = optimizer_service_pb2.PullWeightsRequest(run=run, pull=convert.pull_spec(request))
         stream = self._invoke(lambda: call(message))
         try:
-            return read_weights(answers(stream, self._error), manifest)
+            return read_weights(answers(stream, self._error, connection), manifest)
         finally:
             stream.cancel()
 
     def open_exchange(self, manifest: Manifest) -> GrpcExchange:
         """Opens the Exchange stream of one worker."""
-        exchange: GrpcExchange = self._invoke(lambda: GrpcExchange(self._channel, manifest, self._error))
+        exchange: GrpcExchange = self._invoke(lambda: GrpcExchange(self._channels.main, manifest, self._error))
         return exchange
 
     def close(self) -> None:
-        """Ends every call and the channel."""
-        self._is_closed = True
-        self._channel.close()
+        """Ends every call and the connections."""
+        self._channels.close()
 
     def _call(
         self,
@@ -201,14 +215,17 @@ class GrpcTransport:
         *,
         timeout_seconds: float = CALL_TIMEOUT_SECONDS,
         wait_for_ready: bool = False,
+        connection: Connection | None = None,
     ) -> MessageT:
-        """Makes one unary call of the RunService."""
-        call = self._channel.unary_unary(
+        """Makes one unary call of the RunService, on the main connection if none is given."""
+        connection = connection or self._channels.main
+        call = connection.channel.unary_unary(
             f"/kedge.v1.RunService/{method}",
             request_serializer=serialize,
             response_deserializer=_parser(response_type),
         )
         response: MessageT = self._invoke(lambda: call(request, timeout=timeout_seconds, wait_for_ready=wait_for_ready))
+        connection.heard()
         return response
 
     def _invoke(self, call: Callable[[], Any]) -> Any:
@@ -217,7 +234,7 @@ class GrpcTransport:
         except grpc.RpcError as error:
             raise self._error(error) from None
         except ValueError as error:
-            raise closed_error(error) from None
+            raise self._refusal(error) from None
         if isinstance(response, Malformed):
             raise internal_error(f"the server sent a message that cannot be read: {response.detail}")
         return response
@@ -229,8 +246,17 @@ class GrpcTransport:
             address=self._address,
         )
 
+    def _refusal(self, error: ValueError) -> Exception:
+        """What gRPC's refusal to use a closed channel stands for, a bare ValueError; any other error as it is."""
+        if not str(error).startswith("Cannot invoke RPC"):
+            return error
+        if self._channels.is_closed:
+            return cancelled_error()
+        message = f"the connection to {self._address} was lost, and is just made anew"
+        return KedgeError("SERVER_UNAVAILABLE", message, address=self._address)
+
     def _error(self, error: grpc.RpcError, *, is_closed: bool = False) -> KedgeError:
-        return error_from_rpc(error, address=self._address, is_closed=is_closed or self._is_closed)
+        return error_from_rpc(error, address=self._address, is_closed=is_closed or self._channels.is_closed)
 
 
 def _parser(message_type: Callable[[], MessageT]) -> Callable[[bytes], MessageT | Malformed]:

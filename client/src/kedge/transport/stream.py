@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from kedge.transport import convert
+from kedge.transport.channels import Connection
 from kedge.transport.status import cancelled_error, internal_error
 from kedge.transport.values import Event, PullRequest, Push, PushResult, WeightsOfStep
 from kedge.v1.optimizer_service_pb2 import ExchangePull, ExchangeRequest, ExchangeResponse, WeightsHeader
@@ -32,10 +33,18 @@ def messages_of(
     yield request_type(trailer=StreamTrailer(crc32c=encoder.crc32c))  # known only once the chunks are out
 
 
-def answers(call: Iterable[Any], error_of: ErrorOf) -> Iterator[Any]:
+def reported(messages: Iterable[bytes | Message], connection: Connection) -> Iterator[bytes | Message]:
+    """The messages, and a word to their connection when gRPC, asking for the next one, has sent one."""
+    for message in messages:
+        yield message
+        connection.sent()
+
+
+def answers(call: Iterable[Any], error_of: ErrorOf, connection: Connection) -> Iterator[Any]:
     """The messages of a call, with its failures as `KedgeError`s."""
     try:
         for message in call:
+            connection.heard()
             if isinstance(message, Malformed):
                 raise internal_error(f"the server sent a message that cannot be read: {message.detail}")
             yield message
@@ -104,17 +113,17 @@ def _field(message: Any, name: str) -> Any:
 class GrpcExchange:
     """The Exchange stream of one worker. gRPC's thread encodes and sends, the caller's reads and decodes."""
 
-    def __init__(self, channel: grpc.Channel, manifest: Manifest, error_of: Callable[..., KedgeError]) -> None:
+    def __init__(self, connection: Connection, manifest: Manifest, error_of: Callable[..., KedgeError]) -> None:
         self._manifest = manifest
         self._is_closed = False
         self._requests: SimpleQueue[Iterable[bytes | Message] | None] = SimpleQueue()
-        method = channel.stream_stream(
+        method = connection.channel.stream_stream(
             "/kedge.v1.OptimizerService/Exchange",
             request_serializer=serialize,
             response_deserializer=stream_parser(ExchangeResponse),
         )
-        call = method(_chained(self._requests))
-        self._answers = answers(call, lambda error: error_of(error, is_closed=self._is_closed))
+        call = method(reported(_chained(self._requests), connection))
+        self._answers = answers(call, lambda error: error_of(error, is_closed=self._is_closed), connection)
         # Also when it is forgotten: gRPC's thread would wait for another request for ever.
         self._end = weakref.finalize(self, _end, self._requests, call)
         self._end.atexit = False
@@ -145,10 +154,10 @@ class GrpcExchange:
 class GrpcWatch:
     """The events of a run, an iterator. Made when the server's first message is here: the watch has begun then."""
 
-    def __init__(self, call: Any, error_of: Callable[..., KedgeError]) -> None:
+    def __init__(self, call: Any, error_of: Callable[..., KedgeError], connection: Connection) -> None:
         self._call = call
         self._is_closed = False
-        self._messages = answers(call, lambda error: error_of(error, is_closed=call.cancelled()))
+        self._messages = answers(call, lambda error: error_of(error, is_closed=call.cancelled()), connection)
         self._pending: deque[Event] = deque()
         try:
             self.last_number: int = self._read()

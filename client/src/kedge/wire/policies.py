@@ -14,7 +14,8 @@ _COMBINES: dict[int, policies.Combine] = {
     run_pb2.COMBINE_MEDIAN: "median",
 }
 
-_SCALINGS: dict[int, policies.Scaling] = {
+_SCALINGS: dict[int, policies.Scaling | None] = {
+    run_pb2.STALENESS_SCALING_UNSPECIFIED: None,
     run_pb2.STALENESS_SCALING_NONE: "none",
     run_pb2.STALENESS_SCALING_INVERSE: "inverse",
 }
@@ -107,10 +108,17 @@ def _staleness_to_wire(policy: policies.Asynchronous | policies.Buffered) -> dic
     return {"max_staleness": policy.max_staleness, "scaling": f"STALENESS_SCALING_{policy.scaling.upper()}"}
 
 
+def _scaling_from_wire(number: int) -> policies.Scaling | None:
+    """None if it is not set."""
+    if number not in _SCALINGS:
+        raise ValueError(f"scaling is {number}: this server does not know that number")
+    return _SCALINGS[number]
+
+
 def _staleness_from_wire(
     message: run_pb2.Asynchronous | run_pb2.Buffered, *, default: policies.Scaling
 ) -> dict[str, Any]:
     return {
         "max_staleness": message.max_staleness if message.HasField("max_staleness") else None,
-        "scaling": _SCALINGS.get(message.scaling, default),
+        "scaling": _scaling_from_wire(message.scaling) or default,
     }

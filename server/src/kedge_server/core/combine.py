@@ -9,11 +9,12 @@ K. E. Batcher, Sorting networks and their applications, 1968.
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from kedge_server.core.values import Combine
 
 _KEPT_KERNELS = 64
 """Kinds of compiled code that are kept: the counts of a run's rounds may all differ."""
@@ -24,28 +25,6 @@ time: 1.3 times at 8 and at 32, 3 times at 64, 20 times at 128; compiled in 0.05
 
 _PIECE_VALUES = 1 << 19
 """Of more contributions so many values are sorted in one call, about what stays in a core's cache."""
-
-
-class Combine(NamedTuple):
-    """How a round's contributions are combined."""
-
-    kind: Literal["mean", "trimmed_mean", "median"]
-    """mean: the weighted sum. trimmed_mean: the mean of what is left without the least and the greatest values.
-    median: the middle value, or the mean of the middle two."""
-    trim_count: int = 0
-    """The values that a trimmed mean leaves out at each end, of each element."""
-
-    @property
-    def required_count(self) -> int:
-        """The fewest contributions that it is defined for; a median of two would be their mean."""
-        return {"mean": 1, "trimmed_mean": 2 * self.trim_count + 1, "median": 3}[self.kind]
-
-    def left_out(self, contribution_count: int) -> int:
-        """The sorted values that count for nothing at each end."""
-        return (contribution_count - 1) // 2 if self.kind == "median" else self.trim_count
-
-
-MEAN = Combine("mean")
 
 
 def combined(

@@ -38,6 +38,9 @@ class Round:
     """The one that it was opened under."""
     contributions: list[Contribution] = field(default_factory=list)
     worker_ids: set[str] = field(default_factory=set)
+    """Who has contributed."""
+    unfit_worker_ids: set[str] = field(default_factory=set)
+    """Who has sent nothing for it but what was rejected for its values: nobody waits for them."""
     opened_at_seconds: float | None = None
     close_reason: str = ""
     step: int = 0
@@ -49,7 +52,13 @@ class Round:
             self.opened_at_seconds = now_seconds
         self.contributions.append(contribution)
         self.worker_ids.add(contribution.header.worker_id)
+        self.unfit_worker_ids.discard(contribution.header.worker_id)
         contribution.is_held = True
+
+    def note_unfit(self, worker_id: str) -> None:
+        """Takes note that a worker has sent what cannot be taken."""
+        if worker_id not in self.worker_ids:
+            self.unfit_worker_ids.add(worker_id)
 
     def close(self, reason: str, step: int) -> None:
         """Ends it as a step."""

@@ -173,6 +173,8 @@ class Coordinator:
         Raises:
             KedgeError: QUEUE_FULL; see `admission.check_header`, `LeaseTable.find`, `Ledger.find`.
         """
+        if self._expire(now_seconds):
+            self.advance(now_seconds)
         lease = self.leases.find(header.worker_id, header.epoch)
         if lease.ledger.find(header.sequence) is None:
             self._require_takeable(lease, header)
@@ -324,8 +326,9 @@ class Coordinator:
             contribution_count=len(self._round.contributions),
             opened_at_seconds=self._round.opened_at_seconds,
             live_count=len(self.leases),
-            awaited_count=len(self.leases.live_ids - self._round.worker_ids),
+            awaited_count=len(self.leases.live_ids - self._round.worker_ids - self._round.unfit_worker_ids),
             is_formed=self._is_formed,
+            unfit_count=len(self._round.unfit_worker_ids),
         )
 
     def _require_takeable(self, lease: Lease, header: ContributionHeader) -> None:
@@ -354,7 +357,8 @@ class Coordinator:
         self.leases.renew(lease, now_seconds)
         if rejection is not None:
             self._reject(contribution, rejection)
-            self._quarantine(lease, rejection, now_seconds)
+            if rejection.is_for_values:
+                self._note_unfit(lease, rejection, now_seconds)
             return
         lease.bad_count = 0
         self._norms.add(inspection.norm)
@@ -388,10 +392,9 @@ class Coordinator:
             message=rejection.message,
         )
 
-    def _quarantine(self, lease: Lease, rejection: admitting.Rejection, now_seconds: float) -> None:
-        """Counts a contribution that was rejected for its values, and sends a worker away that only sends such."""
-        if not rejection.is_for_values:
-            return
+    def _note_unfit(self, lease: Lease, rejection: admitting.Rejection, now_seconds: float) -> None:
+        """Lets the round go on without a worker that sent what cannot be taken; one that only does so is sent away."""
+        self._round.note_unfit(lease.worker_id)
         lease.bad_count += 1
         if self.admission.quarantine_after is None or lease.bad_count < self.admission.quarantine_after:
             return

@@ -58,6 +58,8 @@ class LeaseTable:
         self._ended: dict[tuple[str, int], Lease] = {}
         self._last_epochs: dict[str, int] = {}
         self._blocks: OrderedDict[str, Block] = OrderedDict()
+        self.change_count = 0
+        """Leases granted and ended so far."""
 
     def __len__(self) -> int:
         """How many workers live."""
@@ -116,6 +118,7 @@ class LeaseTable:
         lease = Lease(worker_id, epoch, duration_seconds, now_seconds + duration_seconds, clock=clock)
         self._live[worker_id] = lease
         self._last_epochs[worker_id] = epoch
+        self.change_count += 1
         return lease
 
     def renew(self, lease: Lease, now_seconds: float) -> None:
@@ -245,6 +248,7 @@ class LeaseTable:
 
     def _end(self, lease: Lease) -> None:
         del self._live[lease.worker_id]
+        self.change_count += 1
         self._ended[lease.worker_id, lease.epoch] = lease
         while len(self._ended) > self._ended_limit:
             worker_id, epoch = next(iter(self._ended))

@@ -11,7 +11,7 @@ from kedge.policies import (
     Synchronous,
     fewest_contributions,
 )
-from kedge_server.core.combine import MEAN, Combine
+from kedge_server.core.values import MEAN, Combine
 
 
 class RoundFacts(NamedTuple):
@@ -23,9 +23,11 @@ class RoundFacts(NamedTuple):
     live_count: int
     """Workers that hold a lease."""
     awaited_count: int
-    """Those of them that have not contributed to the round."""
+    """Those of them that the round has not heard of: neither a contribution, nor one that was unfit."""
     is_formed: bool
     """Whether as many workers as the quorum have been alive at one time since the run was last empty."""
+    unfit_count: int = 0
+    """Workers of which the round has nothing but contributions that were rejected for their values."""
 
 
 class Decision(NamedTuple):
@@ -72,7 +74,7 @@ def decide_at_change(facts: RoundFacts, policy: Policy) -> Decision:
 
 def _ended(facts: RoundFacts, policy: Policy, reason: str, required_count: int) -> Decision:
     """A round that ends before it is full."""
-    if facts.contribution_count < smallest_cohort(policy):
+    if cohort_count(facts, policy) < smallest_cohort(policy):
         return Decision(True, "COHORT_TOO_SMALL", required_count, refuse=True)
     return Decision(True, reason, required_count)
 
@@ -107,11 +109,28 @@ def smallest_cohort(policy: Policy) -> int:
     return 1
 
 
-def combination(policy: Policy) -> Combine:
-    """How a round's contributions become one gradient."""
-    if isinstance(policy, Synchronous | Buffered):
-        return Combine(policy.combine, policy.trim_count if policy.combine == "trimmed_mean" else 0)
-    return MEAN
+def cohort_count(facts: RoundFacts, policy: Policy) -> int:
+    """The contributions that a combination has to do with.
+
+    Those that admission kept out count, as long as they are no more than the bad ones that it would have borne: they
+    are borne already.
+    """
+    borne = facts.contribution_count - 1
+    if isinstance(policy, Synchronous | Buffered) and policy.combine == "trimmed_mean":
+        borne = policy.trim_count
+    return facts.contribution_count + (facts.unfit_count if facts.unfit_count <= borne else 0)
+
+
+def combination(policy: Policy, unfit_count: int = 0) -> Combine:
+    """How a round's contributions become one gradient.
+
+    A trimmed mean bears so many bad contributions; those that admission has kept out need not be trimmed any more.
+    """
+    if not isinstance(policy, Synchronous | Buffered):
+        return MEAN
+    if policy.combine != "trimmed_mean":
+        return Combine(policy.combine)
+    return Combine("trimmed_mean", policy.trim_count - (unfit_count if unfit_count <= policy.trim_count else 0))
 
 
 def staleness_limit(policy: Policy) -> int | None:

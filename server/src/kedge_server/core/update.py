@@ -17,9 +17,10 @@ import numpy as np
 
 from kedge import optim
 from kedge.optim.controls import StepValues
-from kedge_server.core.combine import MEAN, Combine, combined
+from kedge_server.core.combine import combined
 from kedge_server.core.plan import BlockPlan, Plan, Shape
 from kedge_server.core.rules import State, StepScalars, rule_of
+from kedge_server.core.values import MEAN, Combine
 
 _KEPT_KERNELS = 16
 """Kinds of compiled code that are kept for a next run when no run has them. Each takes some megabytes."""

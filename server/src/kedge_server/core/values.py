@@ -30,3 +30,25 @@ class ContributionHeader:
     manifest_digest: bytes
     example_count: int
     loss: float | None
+
+
+class Combine(NamedTuple):
+    """How a round's contributions are combined."""
+
+    kind: Literal["mean", "trimmed_mean", "median"]
+    """mean: the weighted sum. trimmed_mean: the mean of what is left without the least and the greatest values.
+    median: the middle value, or the mean of the middle two."""
+    trim_count: int = 0
+    """The values that a trimmed mean leaves out at each end, of each element."""
+
+    @property
+    def required_count(self) -> int:
+        """The fewest contributions that it is defined for. How many make it worth its name is not decided here."""
+        return 2 * self.trim_count + 1
+
+    def left_out(self, contribution_count: int) -> int:
+        """The sorted values that count for nothing at each end."""
+        return (contribution_count - 1) // 2 if self.kind == "median" else self.trim_count
+
+
+MEAN = Combine("mean")

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from kedge.optim.controls import StepValues
-from kedge_server.core.combine import MEAN, Combine
 from kedge_server.core.plan import Plan
 from kedge_server.core.update import Program
+from kedge_server.core.values import MEAN, Combine
 from kedge_server.engine.snapshots import Snapshot
 
 ResultT = TypeVar("ResultT")

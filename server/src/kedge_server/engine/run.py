@@ -234,7 +234,10 @@ class RunEngine:
             KedgeError: see `Coordinator.check`.
         """
         self._require_alive()
-        self._coordinator.check(header, self._clock.now())
+        try:
+            self._coordinator.check(header, self._clock.now())
+        finally:
+            self._follow()
 
     def submit(
         self, header: ContributionHeader, gradient: StagingBuffer, inspection: Inspection
@@ -383,7 +386,7 @@ class RunEngine:
         coordinator = self._coordinator
         self._publication.keep_barrier(coordinator.barrier_step, is_wanted=coordinator.is_lockstep)
         leases = coordinator.leases
-        gate = (coordinator.policy, coordinator.barrier_step, leases.slowest_clock, len(leases))
+        gate = (coordinator.policy, coordinator.barrier_step, leases.slowest_clock, leases.change_count)
         if gate != self._gate:
             self._gate = gate
             self._publication.look_again()
@@ -407,7 +410,11 @@ class RunEngine:
         sync_count = self.snapshot.lookahead_sync_count
         try:
             snapshot = await self._device.run(
-                self._writer.apply, gradients, factors, values, rounds.combination(closed.policy)
+                self._writer.apply,
+                gradients,
+                factors,
+                values,
+                rounds.combination(closed.policy, len(closed.unfit_worker_ids)),
             )
         except BaseException as error:
             _fail(held, _run_failed(self.config.name, error))

@@ -1,6 +1,6 @@
 """Between messages and the engine's values, for what only the server converts; the rest is `kedge.wire.convert`."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from kedge.optim.controls import RecordedChange
 from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
@@ -121,9 +121,31 @@ def contribution_header(header: optimizer_service_pb2.PushHeader) -> tuple[str, 
     )
 
 
-def weights_of(spec: optimizer_service_pb2.PullSpec) -> Weights:
-    """Which weights a pull wants; an unknown number reads as fast."""
-    return _WEIGHTS.get(spec.weights, "fast")
+class Pull(NamedTuple):
+    """Which weights are asked for."""
+
+    weights: Weights
+    dtype: str
+    min_step: int
+    wait_seconds: float
+    if_newer_than: int | None
+
+
+def pull(spec: optimizer_service_pb2.PullSpec) -> Pull:
+    """What a pull asks for.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION or UNSUPPORTED_DTYPE.
+    """
+    if spec.weights not in _WEIGHTS:
+        raise invalid("weights", f"weights is {spec.weights}: this server does not know that number")
+    return Pull(
+        _WEIGHTS[spec.weights],
+        wire.dtype_from_wire(spec.dtype, default="float32"),
+        spec.min_step,
+        wire.duration_from_wire(spec, "wait") or 0.0,
+        spec.if_newer_than if spec.HasField("if_newer_than") else None,
+    )
 
 
 def weights_header(

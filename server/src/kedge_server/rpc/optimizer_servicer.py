@@ -8,7 +8,7 @@ from kedge.v1 import optimizer_service_pb2 as pb
 from kedge.v1 import tensor_pb2
 from kedge.wire import convert as wire
 from kedge.wire import names
-from kedge_server.core.values import PushResult
+from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.readers import Readers
 from kedge_server.engine.registry import Registry
 from kedge_server.engine.run import RunEngine
@@ -28,13 +28,14 @@ class OptimizerServicer:
     async def push_gradients(self, requests: AsyncIterator[Any]) -> pb.PushGradientsResponse:
         """Takes one contribution."""
         header: pb.PushHeader = await streams.read_header(requests)
-        _, result = await self._receive(requests, header)
+        run_name, contribution = convert.contribution_header(header)
+        result = await self._receive(requests, header, self._registry.get(run_name), contribution)
         return pb.PushGradientsResponse(result=convert.push_result(result))
 
     async def pull_weights(self, request: pb.PullWeightsRequest) -> AsyncGenerator[Answer, None]:
         """Sends weights of one step."""
         run = self._registry.get(f"runs/{names.parse_run(request.run)}")
-        async with aclosing(self._pull(run, request.pull, pb.PullWeightsResponse)) as answer:
+        async with aclosing(self._pull(run, convert.pull(request.pull), pb.PullWeightsResponse)) as answer:
             async for message in answer:
                 yield message
 
@@ -43,29 +44,41 @@ class OptimizerServicer:
         while (request := await self._idle.next_request(requests)) is not None:
             match streams.kind_of(request):
                 case "push":
-                    run, result = await self._receive(requests, request.push)
-                    yield pb.ExchangeResponse(result=convert.push_result(result))
-                    if request.push.HasField("pull"):
-                        spec = _after(request.push.pull, result)
-                        worker_id = names.parse_worker(request.push.worker).worker_id
-                        answer = self._pull(run, spec, pb.ExchangeResponse, worker_id=worker_id)
-                    else:
-                        continue
+                    answer = self._answer_push(requests, request.push)
                 case "pull":
                     worker = names.parse_worker(request.pull.worker)
                     run = self._registry.get(worker.run)
-                    answer = self._pull(run, request.pull.pull, pb.ExchangeResponse, worker_id=worker.worker_id)
+                    pull = convert.pull(request.pull.pull)
+                    answer = self._pull(run, pull, pb.ExchangeResponse, worker_id=worker.worker_id)
                 case _:
                     raise streams.unexpected("push or pull", request)
             async with aclosing(answer):
                 async for message in answer:
                     yield message
 
-    async def _receive(self, requests: AsyncIterator[Any], header: pb.PushHeader) -> tuple[RunEngine, PushResult]:
-        """Receives a contribution whole, submits it, and waits for what becomes of it."""
+    async def _answer_push(self, requests: AsyncIterator[Any], header: pb.PushHeader) -> AsyncGenerator[Answer, None]:
+        """Takes a contribution, and sends the weights that its header asks for."""
         run_name, contribution = convert.contribution_header(header)
         run = self._registry.get(run_name)
+        pull = convert.pull(header.pull) if header.HasField("pull") else None
+        if pull is not None:
+            run.require_weights(pull.weights)
+        result = await self._receive(requests, header, run, contribution)
+        yield pb.ExchangeResponse(result=convert.push_result(result))
+        if pull is None:
+            return
+        if result.outcome == "applied":
+            pull = pull._replace(min_step=max(pull.min_step, result.step))
+        async with aclosing(self._pull(run, pull, pb.ExchangeResponse, worker_id=contribution.worker_id)) as answer:
+            async for message in answer:
+                yield message
+
+    async def _receive(
+        self, requests: AsyncIterator[Any], header: pb.PushHeader, run: RunEngine, contribution: ContributionHeader
+    ) -> PushResult:
+        """Receives a contribution whole, submits it, and waits for what becomes of it."""
         dtype = wire.dtype_from_wire(header.dtype)
+        wait_seconds = wire.duration_from_wire(header, "wait") or 0.0
         run.check(contribution)
         patience = streams.Patience.of(self._registry.limits, header.size_bytes, lambda: run.check(contribution))
         upload = streams.Upload(requests, patience)
@@ -76,30 +89,24 @@ class OptimizerServicer:
         except BaseException:
             gradient.release()
             raise
-        submitted = run.submit(contribution, gradient, inspection)
-        wait_seconds = wire.duration_from_wire(header, "wait")
-        return run, await run.result(submitted, wait_seconds or 0)
+        return await run.result(run.submit(contribution, gradient, inspection), wait_seconds)
 
     async def _pull(
-        self, run: RunEngine, spec: pb.PullSpec, response: type[Any], *, worker_id: str | None = None
+        self, run: RunEngine, pull: convert.Pull, response: type[Any], *, worker_id: str | None = None
     ) -> AsyncGenerator[Answer, None]:
         """Sends weights. A worker that is to go on with fast ones may have to wait for others."""
-        weights = convert.weights_of(spec)
-        dtype = wire.dtype_from_wire(spec.dtype, default="float32")
-        run.require_weights(weights)
+        run.require_weights(pull.weights)
         snapshot = await run.snapshot_for(
-            worker_id if weights != "slow" else None,
-            min_step=spec.min_step,
-            wait_seconds=wire.duration_from_wire(spec, "wait") or 0,
+            worker_id if pull.weights != "slow" else None, min_step=pull.min_step, wait_seconds=pull.wait_seconds
         )
         digest = run.config.manifest.digest
-        header = convert.weights_header(snapshot, weights, dtype=dtype, size_bytes=0, digest=digest)
-        if spec.HasField("if_newer_than") and snapshot.step <= spec.if_newer_than:
+        header = convert.weights_header(snapshot, pull.weights, dtype=pull.dtype, size_bytes=0, digest=digest)
+        if pull.if_newer_than is not None and snapshot.step <= pull.if_newer_than:
             header.is_unchanged = True
             yield response(header=header)
             yield response(trailer=tensor_pb2.StreamTrailer())
             return
-        encoding = snapshot.encoding(weights, dtype)
+        encoding = snapshot.encoding(pull.weights, pull.dtype)
         del snapshot  # once it is superseded and its messages are made, its weights may go
         header.size_bytes = encoding.size_bytes
         drop = Outlet.of_this_call().drop
@@ -109,12 +116,3 @@ class OptimizerServicer:
                 yield message
                 moved()
             yield response(trailer=tensor_pb2.StreamTrailer(crc32c=encoding.crc32c))
-
-
-def _after(spec: pb.PullSpec, result: PushResult) -> pb.PullSpec:
-    """The pull that follows a push: of the step that the contribution went into, at least."""
-    after = pb.PullSpec()
-    after.CopyFrom(spec)
-    if result.outcome == "applied":
-        after.min_step = max(spec.min_step, result.step)
-    return after

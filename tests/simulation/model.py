@@ -1,0 +1,301 @@
+"""What a coordinator has to answer and to do, said a second time and as plainly as possible.
+
+It knows the policies from their description, keeps everything for ever, and looks at everything anew each time.
+"""
+
+import statistics
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kedge.policies import (
+    Admission,
+    Asynchronous,
+    BoundedStaleness,
+    Buffered,
+    Policy,
+    Synchronous,
+    fewest_contributions,
+)
+from kedge_server.core.values import ContributionHeader
+
+LEDGER_WINDOW = 64
+VALUE_REASONS = {"NON_FINITE_GRADIENT", "GRADIENT_TOO_LARGE", "NORM_ABOVE_LIMIT", "NORM_OUTLIER"}
+
+
+class Gradient(NamedTuple):
+    """What takes the place of a gradient: an integer that no other has, and what admission learns of it."""
+
+    value: int
+    norm: float = 1.0
+    is_finite: bool = True
+
+
+class Entry(NamedTuple):
+    """A contribution in the model."""
+
+    header: ContributionHeader
+    gradient: Gradient
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.header.worker_id, self.header.epoch, self.header.sequence
+
+
+class ModelRound(NamedTuple):
+    """A round that has closed."""
+
+    reason: str
+    values: list[int]
+
+
+@dataclass
+class Member:
+    """A worker that lives."""
+
+    name: str
+    epoch: int
+    duration_seconds: float
+    expires_at: float
+    clock: int
+    bad_count: int = 0
+
+
+@dataclass
+class Model:
+    policy: Policy
+    admission: Admission
+    worker_limit: int
+    contribution_limit: int
+    closed_step: int = 0
+    pending_count: int = 0
+    is_formed: bool = False
+    opened_at: float = 0.0
+    live: dict[str, Member] = field(default_factory=dict)
+    last_epochs: dict[str, int] = field(default_factory=dict)
+    evicted: set[tuple[str, int]] = field(default_factory=set)
+    blocked_until: dict[str, float] = field(default_factory=dict)
+    last_sequences: dict[tuple[str, int], int] = field(default_factory=dict)
+    fates: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    """Of each recorded contribution: "held", "step 7", or why it was rejected."""
+    norms: list[float] = field(default_factory=list)
+    held: list[Entry] = field(default_factory=list)
+    unfit: set[str] = field(default_factory=set)
+    rounds: list[ModelRound] = field(default_factory=list)
+
+    # Membership
+
+    def join(self, name: str, epoch: int, duration_seconds: float, now: float) -> str:
+        self.advance(now)
+        if now < self.blocked_until.get(name, 0.0):
+            return "WORKER_EVICTED"
+        if name not in self.live and len(self.live) >= self.worker_limit:
+            return "TOO_MANY_WORKERS"
+        clock = self.live[name].clock if name in self.live else self.slowest
+        self.live[name] = Member(name, epoch, duration_seconds, now + duration_seconds, clock)
+        self.last_epochs[name] = epoch
+        self.last_sequences[name, epoch] = 0
+        self.advance(now)
+        return ""
+
+    def heartbeat(self, name: str, epoch: int, now: float) -> str:
+        if self._expire(now):
+            self.advance(now)
+        reason = self._why_not_live(name, epoch)
+        if not reason:
+            self._renew(name, now)
+        return reason
+
+    def leave(self, name: str, epoch: int, now: float) -> None:
+        if not self._why_not_live(name, epoch):
+            del self.live[name]
+        self.advance(now)
+
+    def evict(self, name: str, block_seconds: float | None, now: float) -> str:
+        self.advance(now)
+        if name not in self.live:
+            return "WORKER_NOT_FOUND"
+        self._send_away(name, block_seconds, now)
+        self.advance(now)
+        return ""
+
+    @property
+    def slowest(self) -> int:
+        return min((member.clock for member in self.live.values()), default=0)
+
+    # Contributions
+
+    def check(self, header: ContributionHeader, now: float) -> str:
+        if self._expire(now):
+            self.advance(now)
+        key = header.worker_id, header.epoch, header.sequence
+        reason = self._why_no_sequence(key)
+        if reason or key in self.fates:
+            return reason
+        reason = self._why_not_takeable(header)
+        if not reason:
+            self._renew(header.worker_id, now)
+        return reason
+
+    def submit(self, entry: Entry, now: float) -> str:
+        """Why it cannot be taken; empty if it is recorded, now or before."""
+        self.advance(now)
+        reason = self._why_no_sequence(entry.key)
+        if reason or entry.key in self.fates:
+            return reason
+        reason = self._why_not_takeable(entry.header)
+        if not reason:
+            self._record(entry, now)
+            self.advance(now)
+        return reason
+
+    def set_policy(self, policy: Policy, now: float) -> None:
+        if policy == self.policy:
+            return
+        self.advance(now)
+        if self.held:
+            self._end_round("POLICY_CHANGED")
+        self.unfit.clear()
+        self.policy, self.is_formed = policy, False
+        for member in self.live.values():
+            member.clock = 0
+        self.advance(now)
+
+    # Time
+
+    def advance(self, now: float) -> None:
+        self._expire(now)
+        if not isinstance(self.policy, Synchronous) or not self.live:
+            self.is_formed = False
+        elif len(self.live) >= self.policy.quorum:
+            self.is_formed = True
+        reason = self.why_ended(now)
+        if reason:
+            self._end_round(reason)
+
+    def why_ended(self, now: float) -> str:
+        """Why the open round ends now; empty if it does not."""
+        count, policy = len(self.held), self.policy
+        if not count:
+            return ""
+        if isinstance(policy, Buffered):
+            return "BUFFER_FULL" if count >= policy.size else ""
+        if not isinstance(policy, Synchronous):
+            return "EACH_CONTRIBUTION"
+        if count >= policy.quorum:
+            return "QUORUM_REACHED"
+        heard_of = {entry.header.worker_id for entry in self.held} | self.unfit
+        if self.is_formed and self.live.keys() <= heard_of:
+            return "ALL_LIVE_CONTRIBUTED"
+        is_late = policy.timeout_seconds is not None and now >= self.opened_at + policy.timeout_seconds
+        return "TIMEOUT" if is_late else ""
+
+    # Within
+
+    def _expire(self, now: float) -> bool:
+        gone = [name for name, member in self.live.items() if member.expires_at <= now]
+        for name in gone:
+            del self.live[name]
+        return bool(gone)
+
+    def _renew(self, name: str, now: float) -> None:
+        member = self.live[name]
+        member.expires_at = now + member.duration_seconds
+
+    def _send_away(self, name: str, block_seconds: float | None, now: float) -> None:
+        self.evicted.add((name, self.live.pop(name).epoch))
+        if block_seconds is not None:
+            self.blocked_until[name] = now + block_seconds
+
+    def _why_not_live(self, name: str, epoch: int) -> str:
+        if name in self.live and self.live[name].epoch == epoch:
+            return ""
+        if (name, epoch) in self.evicted:
+            return "WORKER_EVICTED"
+        return "WORKER_SUPERSEDED" if epoch < self.last_epochs[name] else "LEASE_EXPIRED"
+
+    def _why_no_sequence(self, key: tuple[str, int, int]) -> str:
+        last, sequence = self.last_sequences[key[:2]], key[2]
+        if sequence > last + 1 or sequence < 1:
+            return "SEQUENCE_GAP"
+        return "SEQUENCE_FORGOTTEN" if sequence <= last - LEDGER_WINDOW else ""
+
+    def _why_not_takeable(self, header: ContributionHeader) -> str:
+        reason = self._why_not_live(header.worker_id, header.epoch)
+        if reason:
+            return reason
+        if header.base_step > self.closed_step:
+            return "BASE_STEP_AHEAD"
+        return "QUEUE_FULL" if self.pending_count >= self.contribution_limit else ""
+
+    def _record(self, entry: Entry, now: float) -> None:
+        name = entry.header.worker_id
+        member = self.live[name]
+        reason = self._why_unfit(entry.gradient) or self._why_untimely(entry.header, member)
+        self.last_sequences[name, member.epoch] += 1
+        self._renew(name, now)
+        if isinstance(self.policy, BoundedStaleness) and member.clock - self.slowest <= self.policy.bound:
+            member.clock += 1
+        self.fates[entry.key] = reason or "held"
+        if not reason:
+            self._take(entry, member, now)
+        elif reason in VALUE_REASONS:
+            if all(held.header.worker_id != name for held in self.held):
+                self.unfit.add(name)
+            member.bad_count += 1
+            limit = self.admission.quarantine_after
+            if limit is not None and member.bad_count >= limit:
+                self._send_away(name, self.admission.quarantine_seconds, now)
+
+    def _take(self, entry: Entry, member: Member, now: float) -> None:
+        member.bad_count = 0
+        self.norms.append(entry.gradient.norm)
+        self.pending_count += 1
+        if not self.held:
+            self.opened_at = now
+        self.held.append(entry)
+        self.unfit.discard(member.name)
+
+    def _why_unfit(self, gradient: Gradient) -> str:
+        if not gradient.is_finite:
+            return "NON_FINITE_GRADIENT"
+        if gradient.norm**2 > 3.4028235e38:
+            return "GRADIENT_TOO_LARGE"
+        admission = self.admission
+        if admission.max_norm is not None and gradient.norm > admission.max_norm:
+            return "NORM_ABOVE_LIMIT"
+        if admission.outlier_factor is None or len(self.norms) < 8:
+            return ""
+        is_far_out = gradient.norm > admission.outlier_factor * statistics.median(self.norms[-64:])
+        return "NORM_OUTLIER" if is_far_out else ""
+
+    def _why_untimely(self, header: ContributionHeader, member: Member) -> str:
+        staleness, policy = self.closed_step - header.base_step, self.policy
+        if isinstance(policy, Synchronous):
+            has_contributed = any(entry.header.worker_id == member.name for entry in self.held)
+            return "STALE_GRADIENT" if staleness else "ALREADY_CONTRIBUTED" if has_contributed else ""
+        if isinstance(policy, Asynchronous | Buffered):
+            is_stale = policy.max_staleness is not None and staleness > policy.max_staleness
+            return "STALE_GRADIENT" if is_stale else ""
+        return "AHEAD_OF_BOUND" if member.clock - self.slowest > policy.bound else ""
+
+    def _end_round(self, reason: str) -> None:
+        ended, self.held = self.held, []
+        unfit_count, self.unfit = len(self.unfit), set()
+        is_early = reason in ("ALL_LIVE_CONTRIBUTED", "TIMEOUT", "POLICY_CHANGED")
+        if is_early and not is_cohort(len(ended), unfit_count, self.policy):
+            self.pending_count -= len(ended)
+            fate = "COHORT_TOO_SMALL"
+        else:
+            self.closed_step += 1
+            self.rounds.append(ModelRound(reason, [entry.gradient.value for entry in ended]))
+            fate = f"step {self.closed_step}"
+        self.fates.update((entry.key, fate) for entry in ended)
+
+
+def is_cohort(count: int, unfit_count: int, policy: Policy) -> bool:
+    """Whether the policy makes a step of so many contributions, beside workers whose bad ones were kept out."""
+    if not isinstance(policy, Synchronous | Buffered) or policy.combine == "mean":
+        return count >= 1
+    needed = fewest_contributions(policy.combine, policy.trim_count)
+    is_borne = unfit_count <= policy.trim_count if policy.combine == "trimmed_mean" else unfit_count < count
+    return count + (unfit_count if is_borne else 0) >= needed

@@ -50,7 +50,7 @@ demo: $(INSTALLED) ## Train on handwritten digits against a server on this machi
 test: $(INSTALLED) ## Run the tests (PYTEST_ARGS)
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
-soak: $(INSTALLED) ## Run the tests that take long (a minute)
+soak: $(INSTALLED) ## Run the tests that take long (half an hour)
 	@$(BIN)/pytest -m soak
 
 lint: $(INSTALLED) $(PROTO_INSTALLED) ## Check style, layers, protos, and that what is generated is fresh

@@ -66,36 +66,6 @@ def test_median_of_an_even_number_of_norms_is_the_mean_of_the_two_in_the_middle(
     assert reasons(push, (3.01, 0), (3, 0)) == ["NORM_OUTLIER", "EACH_CONTRIBUTION"]
 
 
-def test_outliers_do_not_move_the_median(begin):
-    _, push = begin(outlier_factor=3.0)
-    reasons(push, *[(1, 0)] * 8)
-
-    assert reasons(push, *[(4, 0)] * 20) == ["NORM_OUTLIER"] * 20
-
-
-def test_median_is_of_the_last_sixty_four(begin):
-    _, push = begin(outlier_factor=20.0)
-    reasons(push, *[(1, 0)] * 64, *[(10, 0)] * 32)
-    assert push(111, 0).reason == "NORM_OUTLIER"  # 20 times 5.5
-
-    push(10, 0)
-    assert push(111, 0).outcome == "applied"  # 20 times 10
-
-
-def test_beside_zeros_nothing_is_an_outlier(begin):
-    _, push = begin(outlier_factor=3.0)
-    reasons(push, *[(0, 0)] * 8)
-
-    assert push(1, 0).outcome == "applied"
-
-
-def test_median_is_of_all_workers(begin, numbered_worker):
-    run, push = begin(outlier_factor=3.0)
-    reasons(push, *[(1, 0)] * 8)
-
-    assert numbered_worker(run, "b").push(1, 100, 0).reason == "NORM_OUTLIER"
-
-
 def test_values_are_judged_before_anything_else_and_in_order(begin):
     run, push = begin(aggregation=kedge.Asynchronous(max_staleness=10), max_norm=1000.0, outlier_factor=3.0)
     reasons(push, *[(1, 0)] * 11)
@@ -174,6 +144,30 @@ def test_stale_gradient_neither_ends_the_row_nor_lengthens_it(begin):
     assert run.status().workers == ()
 
 
+@pytest.mark.parametrize("again", ["takes its lease over", "leaves and joins", "is evicted and joins"])
+def test_row_goes_on_when_the_worker_joins_again(begin, numbered_worker, again):
+    run, push = begin(max_norm=5.0, quarantine_after=3)
+    reasons(push, (6, 0), (6, 0))
+    if again == "leaves and joins":
+        numbered_worker(run, "a").leave()
+    elif again == "is evicted and joins":
+        run.evict("a")
+    worker = numbered_worker(run, "a")
+
+    assert worker.push(1, 6, 0).reason == "NORM_ABOVE_LIMIT"
+    assert run.status().workers == ()
+
+
+def test_good_gradient_ends_the_row_of_a_worker_that_joined_again(begin, numbered_worker):
+    run, push = begin(max_norm=5.0, quarantine_after=2)
+    push(6, 0)
+    worker = numbered_worker(run, "a")
+    for sequence, (norm, reason) in enumerate([(1, "EACH_CONTRIBUTION"), (6, "NORM_ABOVE_LIMIT")] * 2, 1):
+        assert worker.push(sequence, norm, 0).reason == reason
+
+    assert len(run.status().workers) == 1
+
+
 def test_rows_are_counted_for_each_worker(begin, numbered_worker):
     run, push = begin(max_norm=5.0, quarantine_after=2)
     push(6, 0)
@@ -204,7 +198,8 @@ def test_quarantine_ends(begin, numbered_worker, eventually):
             return None
 
     eventually(may_join)
-    assert len(run.status().workers) == 1
+    (listed,) = run.status().workers
+    assert listed.rejected_count == 0
 
 
 def test_quarantined_worker_lets_the_round_go_on(begin, numbered_worker):

@@ -83,20 +83,6 @@ def test_round_that_times_out_with_too_few_is_refused(new_run, combine):
     assert run.pull()["w"] == [2.0]
 
 
-def test_round_of_all_live_workers_is_refused_where_they_are_too_few(new_run, numbered_worker):
-    run = new_run(SGD, kedge.Synchronous(3, combine="median"))
-    a, b, c = (numbered_worker(run, name) for name in "abc")
-    assert a.push(1, 1).outcome == b.push(1, 1).outcome == "deferred"
-    c.leave()
-
-    for worker in (a, b):
-        refused = worker.push(1, 1)
-        assert refused[:4] == ("rejected", "COHORT_TOO_SMALL", 0, 0)
-        assert refused.message
-    assert run.status().rejected_counts == {"COHORT_TOO_SMALL": 2}
-    assert run.pull()["w"] == [3.0]
-
-
 def test_step_in_a_refused_round_warns_and_goes_on_with_the_weights_there_are(new_run, caplog):
     run = new_run(SGD, kedge.Synchronous(3, combine="median", timeout_seconds=0.1))
     with run.join() as worker:

@@ -1,5 +1,7 @@
 """Workers that are sent away."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -56,17 +58,47 @@ def test_old_epoch_stays_evicted_when_another_process_takes_the_name(new_run, nu
     assert new.push(1, 1).outcome == "applied"
 
 
-def test_what_it_contributed_stays_and_is_still_answered_for(new_run, numbered_worker):
-    run = new_run(SGD, kedge.Synchronous(2))
+@pytest.mark.parametrize("policy", [kedge.Synchronous(2), kedge.Buffered(2)], ids=["synchronous", "buffered"])
+def test_what_it_contributed_stays_and_is_answered_for_once_it_is_known(new_run, numbered_worker, policy):
+    run = new_run(SGD, policy)
     a, b = numbered_worker(run, "a"), numbered_worker(run, "b")
     assert a.push(1, 1).outcome == "deferred"
-    run.evict("a")
+    run.evict("a", "its disk is full")
 
     assert run.status().round == kedge.RoundStatus(contribution_count=1, required_count=2)
-    assert a.push(1, 1).outcome == "deferred"
-    assert b.push(1, 3)[:3] == a.push(1, 1)[:3] == ("applied", "QUORUM_REACHED", 1)
+    assert_evicted(lambda: a.push(1, 1, wait_seconds=60), a.lease.worker, "its disk is full")
+    reason = b.push(1, 3).reason
+    assert a.push(1, 1)[:3] == ("applied", reason, 1)
     assert run.pull()["w"] == [1.0]
-    assert_evicted(lambda: a.push(2, 1), a.lease.worker, "")
+    assert_evicted(lambda: a.push(2, 1), a.lease.worker, "its disk is full")
+
+
+def test_who_waits_for_its_round_learns_of_it_at_once(pair, in_background, eventually):
+    run, a, b = pair
+    waiting = in_background(a.push, grad(1), wait_seconds=600)
+    eventually(lambda: run.status().round is not None)
+    run.evict("a", "its disk is full")
+
+    assert_evicted(lambda: waiting.result(30), a.name, "its disk is full")
+    assert b.push(grad(3))[:3] == ("applied", "QUORUM_REACHED", 1)
+    assert run.pull()["w"] == [1.0]
+
+
+def test_repeated_request_evicts_once(client, new_run, numbered_worker):
+    run = new_run(SGD, ALONE)
+    worker = numbered_worker(run, "a")
+    evict = functools.partial(client._transport.evict, worker.lease.worker, "for a test", None)
+    for _ in range(2):
+        evict(request_id="one")
+    again = numbered_worker(run, "a")
+    evict(request_id="one")
+    again.heartbeat()
+
+    evict(request_id="two")
+    assert_evicted(again.heartbeat, worker.lease.worker, "for a test")
+    with pytest.raises(LeaseError) as error:
+        evict(request_id="three")
+    assert error.value.reason == "WORKER_NOT_FOUND"
 
 
 def test_round_does_not_wait_for_it(pair, in_background, eventually):
@@ -141,7 +173,7 @@ def test_cause_that_is_too_long_is_refused_and_nobody_evicted(client, new_run, n
     with pytest.raises(ValueError, match="256"):
         run.evict("a", "x" * 257)
     with pytest.raises(kedge.errors.InvalidInputError) as error:
-        client._transport.evict(worker.lease.worker, "x" * 257, None)
+        client._transport.evict(worker.lease.worker, "x" * 257, None, request_id="")
 
     assert error.value.reason == "INVALID_CONFIGURATION"
     worker.heartbeat()

@@ -112,6 +112,86 @@ def test_round_that_everyone_has_left_keeps_nobody_waiting(new_run):
     assert run.status().waiting_for == ""
 
 
+@pytest.mark.parametrize("how", ["leave", "are evicted", "lose their leases"])
+def test_round_of_a_run_that_had_its_quorum_ends_when_all_have_gone(new_run, eventually, how):
+    run = new_run(SGD, PAIR)
+    with run.join("a") as a, run.join("b", lease_seconds=0.5 if how == "lose their leases" else None) as b:
+        a.pull()
+        a.push(grad(1))
+        if how == "lose their leases":
+            with run.join("a", lease_seconds=0.5) as again:  # in the place of the other one
+                for worker in (again, b):
+                    stop_heartbeats(worker)
+                eventually(lambda: not run.status().workers)
+        for worker in (a, b):
+            if how == "leave":
+                worker.close()
+            elif how == "are evicted":
+                run.evict(worker.name)
+        assert run.pull(min_step=1)["w"] == [2.0]
+        status = run.status()
+        assert (status.step, status.applied_count, status.round) == (1, 1, None)
+
+
+@pytest.fixture
+def diminished(new_run, numbered_worker):
+    """A run that had its quorum of three, and the two workers that are left."""
+    run = new_run(SGD, kedge.Synchronous(quorum=3))
+    a, b, c = (numbered_worker(run, name) for name in "abc")
+    c.leave()
+    return run, a, b
+
+
+def test_worker_that_joins_while_a_round_is_open_is_not_awaited(diminished, numbered_worker):
+    run, a, b = diminished
+    assert a.push(1, 1).outcome == "deferred"
+    numbered_worker(run, "late")
+    assert run.status().round == kedge.RoundStatus(contribution_count=1, required_count=2)
+
+    assert b.push(1, 5)[:3] == ("applied", "ALL_LIVE_CONTRIBUTED", 1)
+    assert run.pull()["w"] == [0.0]
+
+
+def test_worker_that_joins_while_a_round_is_open_may_contribute(diminished, numbered_worker):
+    run, a, b = diminished
+    a.push(1, 1)
+    assert numbered_worker(run, "late").push(1, 6).outcome == "deferred"
+    assert run.status().round == kedge.RoundStatus(contribution_count=2, required_count=3)
+
+    assert b.push(1, 2)[:3] == ("applied", "QUORUM_REACHED", 1)
+    assert run.pull()["w"] == [0.0]
+
+
+def test_worker_that_joined_before_the_round_was_opened_is_awaited(diminished, numbered_worker):
+    run, a, b = diminished
+    late = numbered_worker(run, "late")
+    a.push(1, 1)
+    assert b.push(1, 2).outcome == "deferred"
+    assert run.status().round == kedge.RoundStatus(contribution_count=2, required_count=3)
+
+    assert late.push(1, 6)[:3] == ("applied", "QUORUM_REACHED", 1)
+
+
+def test_worker_that_takes_its_lease_over_while_a_round_is_open_is_not_awaited(diminished, numbered_worker):
+    run, a, _ = diminished
+    assert a.push(1, 1).outcome == "deferred"
+    numbered_worker(run, "b")
+
+    assert a.push(1, 1)[:3] == ("applied", "ALL_LIVE_CONTRIBUTED", 1)
+    assert run.pull()["w"] == [2.0]
+
+
+def test_workers_that_made_up_the_quorum_are_awaited_though_the_round_was_open_before(new_run, numbered_worker):
+    run = new_run(SGD, kedge.Synchronous(quorum=3))
+    a = numbered_worker(run, "a")
+    a.push(1, 1)
+    b, c = numbered_worker(run, "b"), numbered_worker(run, "c")
+    c.leave()
+    assert run.status().round == kedge.RoundStatus(contribution_count=1, required_count=2)
+
+    assert b.push(1, 3)[:3] == ("applied", "ALL_LIVE_CONTRIBUTED", 1)
+
+
 def test_timeout_closes_a_round_with_what_it_has(new_run):
     with new_run(SGD, kedge.Synchronous(quorum=2, timeout_seconds=0.1)).join() as worker:
         worker.pull()

@@ -346,8 +346,8 @@ def test_status_counts_what_became_of_contributions(pair):
     run, a, b = pair
     a.push(grad(1), loss=2.5)
     a.push(grad(1))
-    b.push(grad(np.nan))
     b.push(grad(1))
+    b.push(grad(np.nan))
     status = run.status()
 
     assert (status.step, status.applied_count) == (1, 2)

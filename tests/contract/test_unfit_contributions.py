@@ -47,9 +47,10 @@ def test_worker_may_still_send_a_good_one_for_the_same_round(new_run, numbered_w
         # One bad of three is what a median bears: what is left are two good ones.
         ({"combine": "median"}, (2, 4), 1, -3.0),
         ({"combine": "trimmed_mean"}, (2, 4), 1, -3.0),
-        # One of the two bad ones that it bears is known: one more is left out at each end.
+        # Of so many there is room to leave one out at each end, whoever sent it.
         ({"combine": "trimmed_mean", "trim_count": 2}, (1, 2, 3, 1000), 1, -2.5),
-        ({"combine": "trimmed_mean", "trim_count": 2}, (1, 2, 6), 2, -3.0),
+        ({"combine": "trimmed_mean", "trim_count": 2}, (1, 2, 6), 2, -2.0),
+        ({"combine": "trimmed_mean", "trim_count": 1}, (0, 1, 2, 1000), 1, -1.5),
         ({"combine": "median"}, (1, 2, 6), 2, -2.0),
     ],
 )
@@ -66,10 +67,59 @@ def test_bad_contribution_that_was_kept_out_is_one_that_the_combination_bears(
 
 
 @pytest.mark.parametrize("combine", ["median", "trimmed_mean"])
-def test_round_with_more_bad_ones_than_can_be_borne_is_refused(new_run, numbered_worker, combine):
+def test_round_with_more_bad_ones_than_can_be_borne_waits_for_good_ones(new_run, numbered_worker, combine):
     run = new_run(SGD, kedge.Synchronous(3, combine=combine), ZERO)
-    workers = [numbered_worker(run, name) for name in "abc"]
-    for worker in workers[1:]:
+    a, b, c = (numbered_worker(run, name) for name in "abc")
+    for worker in (b, c):
         worker.push(1, math.nan)
-    assert workers[0].push(1, 1, wait_seconds=60).reason == "COHORT_TOO_SMALL"
-    assert run.status().step == 0
+    assert a.push(1, 1)[:2] == ("deferred", "WAITING_FOR_COHORT")
+    assert run.status().round == kedge.RoundStatus(contribution_count=1, required_count=3)
+
+    assert b.push(2, 5)[:3] == ("applied", "ALL_LIVE_CONTRIBUTED", 1)
+    assert run.pull()["w"] == [-3.0]
+
+
+def test_after_a_batch_that_is_bad_everywhere_all_have_their_chance(new_run, numbered_worker):
+    run = new_run(SGD, kedge.Synchronous(3), ZERO)
+    workers = [numbered_worker(run, name) for name in "abc"]
+    for worker in workers:
+        worker.push(1, math.nan)
+    results = [worker.push(2, value) for worker, value in zip(workers, (3, 6, 9), strict=True)]
+
+    assert [result[:2] for result in results] == [
+        *[("deferred", "WAITING_FOR_QUORUM")] * 2,
+        ("applied", "QUORUM_REACHED"),
+    ]
+    assert run.pull()["w"] == [-6.0]
+
+
+def test_nobody_is_excused_until_one_has_sent_nothing_but_good_ones(new_run, numbered_worker):
+    run = new_run(SGD, kedge.Synchronous(3), ZERO)
+    a, b, c = (numbered_worker(run, name) for name in "abc")
+    a.push(1, math.nan)
+    b.push(1, math.nan)
+    assert a.push(2, 2).outcome == "deferred"
+    assert run.status().round == kedge.RoundStatus(contribution_count=1, required_count=3)
+
+    assert c.push(1, 4)[:3] == ("applied", "ALL_LIVE_CONTRIBUTED", 1)
+    assert run.pull()["w"] == [-3.0]
+
+
+def test_who_sent_a_bad_one_is_awaited_again_in_the_next_round(new_run, numbered_worker):
+    run = new_run(SGD, kedge.Synchronous(2), ZERO)
+    good, bad = numbered_worker(run, "good"), numbered_worker(run, "bad")
+    bad.push(1, math.nan)
+    assert good.push(1, 1).outcome == "applied"
+
+    assert good.push(2, 1, base_step=1).outcome == "deferred"
+    assert bad.push(2, 1, base_step=1)[:3] == ("applied", "QUORUM_REACHED", 2)
+
+
+def test_worker_that_sent_a_bad_one_and_went_stands_for_no_contribution(new_run, numbered_worker):
+    run = new_run(SGD, kedge.Synchronous(3, combine="median"), ZERO)
+    a, b, c = (numbered_worker(run, name) for name in "abc")
+    c.push(1, math.nan)
+    a.push(1, 1)
+    c.leave()
+
+    assert b.push(1, 3)[:2] == ("deferred", "WAITING_FOR_COHORT")

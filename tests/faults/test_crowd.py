@@ -31,15 +31,15 @@ from kedge import optim
 from kedge.v1 import optimizer_service_pb2 as pb
 
 RUN = "runs/crowded"
-ELEMENTS = 2 << 20  # 8 MiB of weights: far more than a reader's window
+ELEMENTS = 1 << 20  # 4 MiB of weights: far more than a reader's window
 GRADIENT = {"t0": np.ones(ELEMENTS, np.float32)}
 
 # Small, so that the test is short: a message may wait for 2 s, an upload has 4 s on the whole.
 LIMITS = {
     "KEDGE_LIMITS__UPLOAD_IDLE_SECONDS": "2",
-    "KEDGE_LIMITS__UPLOAD_MIN_BYTES_PER_SECOND": str(4 << 20),
+    "KEDGE_LIMITS__UPLOAD_MIN_BYTES_PER_SECOND": str(2 << 20),
     "KEDGE_LIMITS__READ_IDLE_SECONDS": "2",
-    "KEDGE_LIMITS__READING_BYTES": str(16 << 20),
+    "KEDGE_LIMITS__READING_BYTES": str(8 << 20),
 }
 
 

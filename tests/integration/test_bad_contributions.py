@@ -27,7 +27,8 @@ from .test_bad_input import ERRORS, GRADIENT, INF, NAN, NOT_WORKERS, WEIGHTS, Ta
 
 PUSH = pb.PushGradientsRequest
 LONG = Duration(seconds=3600)
-WORKER_LIMIT, CONTRIBUTION_LIMIT = 4, 32
+WORKER_LIMIT, CONTRIBUTION_LIMIT = 5, 32
+WORKERS = "good", "bad", "silent"
 ROUND_COUNT = 8  # as many as outliers are told by need
 OPTIMIZER = optim.Lookahead(
     optim.AdaBelief(lr=ExponentialLR(0.1, gamma=0.9), weight_decay=0.01, grad_clip_norm=3.0), sync_period=3, alpha=0.5
@@ -66,24 +67,27 @@ def gradient(seed: int) -> np.ndarray:
 
 
 def train(world: World, rounds: range) -> None:
-    """Rounds of two contributions."""
+    """Rounds of all three workers' contributions."""
     for number in rounds:
-        for at, worker in enumerate(("good", "bad")):
-            world.wire.push(world.target(worker).good(gradient(2 * number + at), example_count=1 + at, loss=2.0))
+        for at, worker in enumerate(WORKERS):
+            world.wire.push(world.target(worker).good(gradient(3 * number + at), example_count=1 + at, loss=2.0))
         world.wire.pull(world.run.name, min_step=number + 1, wait=Duration(seconds=30))
 
 
 def new_world(server: LocalServer, wire: WireClient, run_id: str) -> World:
-    """A run of two workers after some rounds; the good one's contribution to the next is held."""
+    """A run of three workers after some rounds; the good one's contribution to the next is held.
+
+    The round stays open: it does not wait for who sends bad ones, but for the silent one.
+    """
     run = wire.create(
         run_id,
         WEIGHTS,
         optimizer=optimizer_to_wire(OPTIMIZER),
-        aggregation=run_pb2.Aggregation(synchronous=run_pb2.Synchronous(quorum=2)),
+        aggregation=run_pb2.Aggregation(synchronous=run_pb2.Synchronous(quorum=3)),
         admission=ADMISSION,
         shapes=[(2,), (2,)],
     )
-    world = World(server, wire, run, {name: wire.join(run.name, name, lease=LONG) for name in ("good", "bad")})
+    world = World(server, wire, run, {name: wire.join(run.name, name, lease=LONG) for name in WORKERS})
     train(world, range(ROUND_COUNT))
     assert wire.push(world.target("good").good(gradient(100))).outcome == pb.PUSH_OUTCOME_DEFERRED
     return world
@@ -234,7 +238,7 @@ def policy(**kind: Any) -> dict[str, Any]:
 
 
 def synchronous(**fields: Any) -> dict[str, Any]:
-    return policy(synchronous=run_pb2.Synchronous(**({"quorum": 3} | fields)))
+    return policy(synchronous=run_pb2.Synchronous(**({"quorum": 4} | fields)))
 
 
 def buffered(**fields: Any) -> dict[str, Any]:
@@ -412,7 +416,8 @@ def test_rejection_uses_one_sequence_up_and_changes_nothing_else(world: World, c
     for count in (f"{lease}.rejected_count", f"{lease}.ledger.last_sequence", counted):
         assert int(after[count]) == int(before.get(count, 0)) + 1, count
     told = f"{run}._coordinator.rejected_counts", f"{run}.feed._log", f"{lease}.last_", f"{lease}.bad_count"
-    expected = (*told, f"{lease}.rejected_count", f"{lease}.ledger.last_sequence", f"{lease}.ledger._entries")
+    noted = f"{run}._coordinator._norms", f"{run}._coordinator._round.unfit_worker_ids"
+    expected = (*told, *noted, f"{lease}.rejected_count", f"{lease}.ledger.last_sequence", f"{lease}.ledger._entries")
     assert {p: c for p, c in changes(before, after).items() if not p.startswith(expected)} == {}
     entries = {
         p.removeprefix(f"{lease}.ledger._entries").split(".")[1] for p in changes(before, after) if "_entries." in p
@@ -429,7 +434,8 @@ def test_after_all_of_them_training_goes_on_as_in_a_run_that_saw_none() -> None:
             assert world.wire.push(make(world)).outcome == pb.PUSH_OUTCOME_REJECTED
         spared = new_world(world.server, world.wire, "spared")
         for run in (world, spared):
-            result = run.wire.push(run.target("bad").good(gradient(101), wait=Duration(seconds=30)))
+            run.wire.push(run.target("bad").good(gradient(101)))
+            result = run.wire.push(run.target("silent").good(gradient(102), wait=Duration(seconds=30)))
             assert (result.outcome, result.step) == (pb.PUSH_OUTCOME_APPLIED, ROUND_COUNT + 1)
             train(run, range(ROUND_COUNT + 1, ROUND_COUNT + 8))
         got, expected = (trained(world.server.state(), run.run.name) for run in (world, spared))
@@ -440,12 +446,6 @@ def test_after_all_of_them_training_goes_on_as_in_a_run_that_saw_none() -> None:
 
 def trained(state: State, run: str) -> State:
     """What training has made of a run."""
-    parts = (
-        "_writer",
-        "_publication.snapshot",
-        "_tuning.controls",
-        "_coordinator._norms",
-        "_coordinator.applied_count",
-    )
-    prefixes = tuple(f"{run}.{part}" for part in (*parts, "_coordinator.closed_step", "_coordinator.loss"))
+    coordinated = (f"_coordinator.{name}" for name in ("applied_count", "closed_step", "loss"))
+    prefixes = tuple(f"{run}.{part}" for part in ("_writer", "_publication.snapshot", "_tuning.controls", *coordinated))
     return {place.removeprefix(run): fact for place, fact in state.items() if place.startswith(prefixes)}

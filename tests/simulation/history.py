@@ -54,8 +54,7 @@ class Rounds:
 
 
 def _check_round(closed: Round) -> None:
-    policy, count = closed.policy, len(closed.contributions)
-    unfit_count = len(closed.unfit_worker_ids)
+    policy, count, unfit_count = closed.policy, len(closed.contributions), closed.unfit_count
     assert is_cohort(count, unfit_count, policy), f"{policy} made a step of {count}, {unfit_count} kept out"
     if isinstance(policy, Synchronous):
         names = {contribution.header.worker_id for contribution in closed.contributions}

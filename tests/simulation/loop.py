@@ -27,10 +27,15 @@ class Loop:
 
     def run_until(self, seconds: float) -> None:
         while self._due and self._due[0][0] <= seconds:
-            self.now, _, action = heapq.heappop(self._due)
+            at, _, action = heapq.heappop(self._due)
+            self.now = max(self.now, at)
             action()
             self._after_each()
-        self.now = seconds
+        self.now = max(self.now, seconds)
+
+    def sleep(self, seconds: float) -> None:
+        """Lets time pass in which nothing is done: what is due by then is done late."""
+        self.now += seconds
 
 
 class Faults(NamedTuple):

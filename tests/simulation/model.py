@@ -19,6 +19,9 @@ from kedge.policies import (
 from kedge_server.core.values import ContributionHeader
 
 LEDGER_WINDOW = 64
+NORM_WINDOW = 16
+NORMS_TO_JUDGE_BY = 8
+GREATEST_SQUARE = 3.4028235e38
 VALUE_REASONS = {"NON_FINITE_GRADIENT", "GRADIENT_TOO_LARGE", "NORM_ABOVE_LIMIT", "NORM_OUTLIER"}
 
 
@@ -45,6 +48,7 @@ class ModelRound(NamedTuple):
     """A round that has closed."""
 
     reason: str
+    unfit_count: int
     values: list[int]
 
 
@@ -55,9 +59,12 @@ class Member:
     name: str
     epoch: int
     duration_seconds: float
+    joined_at: float
     expires_at: float
     clock: int
-    bad_count: int = 0
+    norms: list[float] = field(default_factory=list)
+    is_outlier: bool = False
+    """Whether the last of its norms was one."""
 
 
 @dataclass
@@ -68,7 +75,7 @@ class Model:
     contribution_limit: int
     closed_step: int = 0
     pending_count: int = 0
-    is_formed: bool = False
+    formed_at: float | None = None
     opened_at: float = 0.0
     live: dict[str, Member] = field(default_factory=dict)
     last_epochs: dict[str, int] = field(default_factory=dict)
@@ -77,7 +84,8 @@ class Model:
     last_sequences: dict[tuple[str, int], int] = field(default_factory=dict)
     fates: dict[tuple[str, int, int], str] = field(default_factory=dict)
     """Of each recorded contribution: "held", "step 7", or why it was rejected."""
-    norms: list[float] = field(default_factory=list)
+    bad_counts: dict[str, int] = field(default_factory=dict)
+    """How many of a name's contributions in a row were bad, whatever its lease."""
     held: list[Entry] = field(default_factory=list)
     unfit: set[str] = field(default_factory=set)
     rounds: list[ModelRound] = field(default_factory=list)
@@ -91,7 +99,7 @@ class Model:
         if name not in self.live and len(self.live) >= self.worker_limit:
             return "TOO_MANY_WORKERS"
         clock = self.live[name].clock if name in self.live else self.slowest
-        self.live[name] = Member(name, epoch, duration_seconds, now + duration_seconds, clock)
+        self.live[name] = Member(name, epoch, duration_seconds, now, now + duration_seconds, clock)
         self.last_epochs[name] = epoch
         self.last_sequences[name, epoch] = 0
         self.advance(now)
@@ -155,7 +163,7 @@ class Model:
         if self.held:
             self._end_round("POLICY_CHANGED")
         self.unfit.clear()
-        self.policy, self.is_formed = policy, False
+        self.policy, self.formed_at = policy, None
         for member in self.live.values():
             member.clock = 0
         self.advance(now)
@@ -164,13 +172,13 @@ class Model:
 
     def advance(self, now: float) -> None:
         self._expire(now)
-        if not isinstance(self.policy, Synchronous) or not self.live:
-            self.is_formed = False
-        elif len(self.live) >= self.policy.quorum:
-            self.is_formed = True
+        if self.formed_at is None and isinstance(self.policy, Synchronous) and len(self.live) >= self.policy.quorum:
+            self.formed_at = now
         reason = self.why_ended(now)
         if reason:
             self._end_round(reason)
+        if not self.live:
+            self.formed_at = None
 
     def why_ended(self, now: float) -> str:
         """Why the open round ends now; empty if it does not."""
@@ -183,11 +191,38 @@ class Model:
             return "EACH_CONTRIBUTION"
         if count >= policy.quorum:
             return "QUORUM_REACHED"
-        heard_of = {entry.header.worker_id for entry in self.held} | self.unfit
-        if self.is_formed and self.live.keys() <= heard_of:
+        if self.waits_for_cohort and is_cohort(count, self.unfit_count, policy):
             return "ALL_LIVE_CONTRIBUTED"
         is_late = policy.timeout_seconds is not None and now >= self.opened_at + policy.timeout_seconds
         return "TIMEOUT" if is_late else ""
+
+    @property
+    def contributors(self) -> set[str]:
+        return {entry.header.worker_id for entry in self.held}
+
+    @property
+    def unfit_count(self) -> int:
+        """The live workers of which the open round has nothing but bad ones."""
+        is_counted = isinstance(self.policy, Synchronous)
+        return len((self.unfit & self.live.keys()) - self.contributors) if is_counted else 0
+
+    @property
+    def waits_for_cohort(self) -> bool:
+        """Whether nothing but too small a cohort can keep an open round from ending."""
+        if self.formed_at is None:
+            return False
+        since = max(self.opened_at, self.formed_at)
+        awaited = {name for name, member in self.live.items() if member.joined_at <= since} - self.contributors
+        is_anyone_fit = bool(self.contributors - self.unfit)
+        return not (awaited - self.unfit if is_anyone_fit else awaited)
+
+    @property
+    def lacks_workers(self) -> bool:
+        """Whether those who live have to wait until others join."""
+        policy = self.policy
+        if not isinstance(policy, Synchronous):
+            return False
+        return self.formed_at is None or len(self.live) < fewest_contributions(policy.combine, policy.trim_count)
 
     # Within
 
@@ -231,6 +266,7 @@ class Model:
         name = entry.header.worker_id
         member = self.live[name]
         reason = self._why_unfit(entry.gradient) or self._why_untimely(entry.header, member)
+        self._note_norm(member, entry.gradient, reason)
         self.last_sequences[name, member.epoch] += 1
         self._renew(name, now)
         if isinstance(self.policy, BoundedStaleness) and member.clock - self.slowest <= self.policy.bound:
@@ -239,55 +275,65 @@ class Model:
         if not reason:
             self._take(entry, member, now)
         elif reason in VALUE_REASONS:
-            if all(held.header.worker_id != name for held in self.held):
-                self.unfit.add(name)
-            member.bad_count += 1
-            limit = self.admission.quarantine_after
-            if limit is not None and member.bad_count >= limit:
-                self._send_away(name, self.admission.quarantine_seconds, now)
+            self.unfit.add(name)
+            self._count_bad(name, reason, now)
 
     def _take(self, entry: Entry, member: Member, now: float) -> None:
-        member.bad_count = 0
-        self.norms.append(entry.gradient.norm)
+        self.bad_counts[member.name] = 0
         self.pending_count += 1
         if not self.held:
             self.opened_at = now
         self.held.append(entry)
-        self.unfit.discard(member.name)
+
+    def _count_bad(self, name: str, reason: str, now: float) -> None:
+        outliers = [member.is_outlier for member in self.live.values() if member.norms]
+        if reason == "NORM_OUTLIER" and sum(outliers) > len(outliers) / 2:
+            return
+        self.bad_counts[name] = self.bad_counts.get(name, 0) + 1
+        limit = self.admission.quarantine_after
+        if limit is not None and self.bad_counts[name] >= limit:
+            self._send_away(name, self.admission.quarantine_seconds, now)
+
+    def _note_norm(self, member: Member, gradient: Gradient, reason: str) -> None:
+        if gradient.is_finite and 0 < gradient.norm**2 <= GREATEST_SQUARE:
+            member.norms = [*member.norms, gradient.norm][-NORM_WINDOW:]
+            member.is_outlier = reason == "NORM_OUTLIER"
 
     def _why_unfit(self, gradient: Gradient) -> str:
         if not gradient.is_finite:
             return "NON_FINITE_GRADIENT"
-        if gradient.norm**2 > 3.4028235e38:
+        if gradient.norm**2 > GREATEST_SQUARE:
             return "GRADIENT_TOO_LARGE"
         admission = self.admission
         if admission.max_norm is not None and gradient.norm > admission.max_norm:
             return "NORM_ABOVE_LIMIT"
-        if admission.outlier_factor is None or len(self.norms) < 8:
+        known = [member.norms for member in self.live.values() if member.norms]
+        if admission.outlier_factor is None or sum(map(len, known)) < NORMS_TO_JUDGE_BY:
             return ""
-        is_far_out = gradient.norm > admission.outlier_factor * statistics.median(self.norms[-64:])
-        return "NORM_OUTLIER" if is_far_out else ""
+        usual = statistics.median([statistics.median(norms) for norms in known])
+        return "NORM_OUTLIER" if gradient.norm > admission.outlier_factor * usual else ""
 
     def _why_untimely(self, header: ContributionHeader, member: Member) -> str:
         staleness, policy = self.closed_step - header.base_step, self.policy
         if isinstance(policy, Synchronous):
-            has_contributed = any(entry.header.worker_id == member.name for entry in self.held)
-            return "STALE_GRADIENT" if staleness else "ALREADY_CONTRIBUTED" if has_contributed else ""
+            if staleness:
+                return "STALE_GRADIENT"
+            return "ALREADY_CONTRIBUTED" if member.name in self.contributors else ""
         if isinstance(policy, Asynchronous | Buffered):
             is_stale = policy.max_staleness is not None and staleness > policy.max_staleness
             return "STALE_GRADIENT" if is_stale else ""
         return "AHEAD_OF_BOUND" if member.clock - self.slowest > policy.bound else ""
 
     def _end_round(self, reason: str) -> None:
-        ended, self.held = self.held, []
-        unfit_count, self.unfit = len(self.unfit), set()
-        is_early = reason in ("ALL_LIVE_CONTRIBUTED", "TIMEOUT", "POLICY_CHANGED")
+        unfit_count = self.unfit_count
+        ended, self.held, self.unfit = self.held, [], set()
+        is_early = reason in ("TIMEOUT", "POLICY_CHANGED")
         if is_early and not is_cohort(len(ended), unfit_count, self.policy):
             self.pending_count -= len(ended)
             fate = "COHORT_TOO_SMALL"
         else:
             self.closed_step += 1
-            self.rounds.append(ModelRound(reason, [entry.gradient.value for entry in ended]))
+            self.rounds.append(ModelRound(reason, unfit_count, [entry.gradient.value for entry in ended]))
             fate = f"step {self.closed_step}"
         self.fates.update((entry.key, fate) for entry in ended)
 

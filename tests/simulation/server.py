@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from kedge.policies import Admission, BoundedStaleness, Policy
+from kedge.policies import Admission, BoundedStaleness, Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge_server.core.admission import Inspection
 from kedge_server.core.contributions import Round
@@ -198,7 +198,7 @@ class Server:
         assert len(self.model.rounds) >= closed.step, f"a round closed that should not: {closed.close_reason}"
         expected = self.model.rounds[closed.step - 1]
         values = [gradient_of(c).value for c in closed.contributions]
-        assert (closed.close_reason, values) == expected
+        assert (closed.close_reason, closed.unfit_count, values) == expected
         if isinstance(closed.policy, BoundedStaleness):
             self.clocks.took(self._clock_of(closed), closed.step)
 
@@ -210,8 +210,9 @@ class Server:
         model, coordinator = self.model, self.coordinator
         assert len(model.rounds) == coordinator.closed_step == len(self.rounds.closed), "a round did not close"
         assert [gradient_of(c).value for c in coordinator.held] == [entry.gradient.value for entry in model.held]
-        if not self._setup.timer_delay_seconds:
+        if not self._setup.timer_delay_seconds and self._timer_at > self.loop.now:
             assert not model.why_ended(self.loop.now), "nobody was woken when the round ran out of time"
+            self._check_what_is_said()
         live = coordinator.leases.live
         assert len(live) == len(model.live)
         for lease in live:
@@ -227,6 +228,17 @@ class Server:
             self._times_empty = self.told.times_empty
             self.clocks.begin_anew(coordinator.closed_step)
         self.clocks.check(coordinator, live)
+
+    def _check_what_is_said(self) -> None:
+        """Nobody waits in silence."""
+        model, coordinator = self.model, self.coordinator
+        if not isinstance(model.policy, Synchronous) or not model.live:
+            return
+        said = coordinator.waiting_for()
+        assert said or not (model.held or model.lacks_workers)
+        if model.held:
+            reason = "WAITING_FOR_COHORT" if model.waits_for_cohort else "WAITING_FOR_QUORUM"
+            assert coordinator.decide(self.loop.now).reason == reason
 
     def _apply_next(self) -> None:
         if self._queue and not self.is_applying:

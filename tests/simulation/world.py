@@ -54,7 +54,7 @@ class World:
         what = self.random.choice(
             [self._pause, self._pause, self._kill, self._clone, self._part, self._add_new, self._evict]
             + [self._change_policy] * 3
-            + [self._change_admission, self._black_out]
+            + [self._change_admission, self._black_out, self._sleep]
         )
         what()
 
@@ -94,6 +94,10 @@ class World:
         seconds = self.random.uniform(0.1, 1.2 * LONGEST_LEASE_SECONDS)
         for process in self.processes:
             self._pause_for(process, seconds)
+
+    def _sleep(self) -> None:
+        """The server's machine and all others stop, and every lease may run out at once."""
+        self.loop.sleep(self.random.uniform(0.1, 1.2 * LONGEST_LEASE_SECONDS))
 
     def _pause_for(self, process: Process, seconds: float) -> None:
         process.is_paused = True
@@ -146,15 +150,22 @@ class World:
         """A lost worker delays the others by its lease at most."""
         patience = LONGEST_LEASE_SECONDS + TURNAROUND_SECONDS
         calm_at, model = self._calm_at + RECOVERY_SECONDS, self.server.model
-        if isinstance(model.policy, Synchronous) and model.is_formed and model.held:
-            assert self.loop.now <= max(calm_at, model.opened_at) + patience, "a round does not end"
+        if isinstance(model.policy, Synchronous) and model.held and not model.lacks_workers:
+            assert self.loop.now <= max(calm_at, self._complete_since()) + patience, "a round does not end"
         for name, since, _ in self.server.waiting_pulls.values():
             assert self.loop.now <= max(calm_at, since) + patience, f"{name} waits for weights"
+
+    def _complete_since(self) -> float:
+        """The last moment at which something came that an open round may have had to wait for."""
+        model = self.server.model
+        joined_at = max(member.joined_at for member in model.live.values())
+        came = joined_at if model.policy.combine != "mean" else 0.0
+        return max(model.opened_at, model.formed_at, came)
 
     def _check_everybody_goes_on(self) -> None:
         """Whoever runs is answered, unless the run says that workers are missing."""
         model = self.server.model
-        if isinstance(model.policy, Synchronous) and not model.is_formed:
+        if model.lacks_workers:
             return
         live = model.live
         before = {p: p.answered_count for p in self.processes if not p.is_dead and p.name in live}

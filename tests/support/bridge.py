@@ -160,7 +160,8 @@ class Bridge:
         return run_pb.LeaveRunResponse()
 
     def _evict_worker(self, request: Any) -> Any:
-        self._fake.evict(request.worker, request.cause, convert.duration_from_wire(request, "block"))
+        block_seconds = convert.duration_from_wire(request, "block")
+        self._fake.evict(request.worker, request.cause, block_seconds, request_id=request.request_id)
         return run_pb.EvictWorkerResponse()
 
     def _watch_run(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:

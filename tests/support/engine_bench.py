@@ -14,9 +14,8 @@ from kedge.optim.controls import StepValues
 from kedge.policies import Admission, Policy
 from kedge.wire.manifest import Manifest
 from kedge_server.core.admission import Inspection
-from kedge_server.core.combine import MEAN, Combine
 from kedge_server.core.coordinator import Bounds
-from kedge_server.core.values import ContributionHeader, PushResult
+from kedge_server.core.values import MEAN, Combine, ContributionHeader, PushResult
 from kedge_server.engine.contributions import PendingContribution
 from kedge_server.engine.run import RunConfig, RunEngine
 from kedge_server.engine.snapshots import Snapshot

@@ -203,7 +203,7 @@ class Client:
             raise _mismatch(info, "groups", f"it has {list(info.groups)}, asked for are {list(config.groups)}")
         for setting in ("aggregation", "admission"):
             held, asked = getattr(info, setting), getattr(config, setting)
-            if held != asked:
+            if not _is_same(held, asked):
                 message = "%s exists and keeps its %s: it has %s, asked for is %s"
                 _logger.warning(message, info.name, setting, held, asked)
         return Run(self._transport, self._retrier, info, manifest=manifest, template=tree.Template.from_tree(params))
@@ -237,6 +237,16 @@ def _checked_config(
     check_aggregation(aggregation)
     check_admission(admission)
     return _RunConfig(optimizer, aggregation, check_groups(groups), admission)
+
+
+def _is_same(held: Any, asked: Any) -> bool:
+    """Whether two aggregations or admissions are one on the wire, which holds seconds as whole nanoseconds."""
+    if held == asked:
+        return True
+    from kedge.wire.policies import admission_to_wire, policy_to_wire  # brings protobuf along
+
+    to_wire = admission_to_wire if isinstance(asked, policies.Admission) else policy_to_wire
+    return bool(to_wire(held) == to_wire(asked))
 
 
 def _manifest_of(info: RunInfo) -> Manifest:

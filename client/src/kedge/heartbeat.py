@@ -79,9 +79,14 @@ def _remind(transport: Transport, lease: Lease, waiting: Waiting) -> None:
         _logger.warning("%s has waited for %.0f s: for %s", lease.worker, seconds, status.waiting_for)
 
 
+def is_lease_lost(error: KedgeError) -> bool:
+    """Whether the lease has ended, and the worker may take another."""
+    return error.entry.retry is Retry.REJOIN or error.reason == "EPOCH_FORGOTTEN"
+
+
 def _is_final(error: KedgeError) -> bool:
     # A lost lease is taken again by the worker's next push, from its own thread.
-    return error.entry.retry is Retry.REJOIN or error.reason in _FINAL
+    return is_lease_lost(error) or error.reason in _FINAL
 
 
 def _report(error: KedgeError, lease: Lease, stopped: threading.Event) -> None:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kedge import optim, tree
+from kedge.checks import checked_example_count, checked_loss
 from kedge.optim._checks import check_count, plain
 from kedge.optim.controls import Controls
 from kedge.optim.groups import check_groups
 from kedge.updates import Updater
 from kedge.wire.manifest import Manifest
-from kedge.worker import Worker, _checked_example_count, _checked_loss
+from kedge.worker import Worker
 
 _logger = logging.getLogger("kedge")
 
@@ -79,8 +80,9 @@ class LocalSteps:
 
         Returns:
             The weights to go on with, as `pull` returns them: the local ones, or after an exchange the server's. If the
-            pseudo-gradient came too late for its round it was left out (`worker.last_result` says so), and these are
-            newer weights without it.
+            pseudo-gradient was rejected it was left out (`worker.last_result` says so), and these are the server's
+            weights without it. But if its round was refused (COHORT_TOO_SMALL) and there are no newer weights, the
+            local steps stay pending, these are the local weights, and the next step exchanges them.
 
         Raises:
             ValueError: if nothing was pulled before, there is no local optimizer, or the worker itself pulled other
@@ -90,7 +92,7 @@ class LocalSteps:
                 is made and stays pending, and the next one or `flush` exchanges it.
         """
         gradient = _flat(grads, self._manifest)
-        loss, example_count = _checked_loss(loss), _checked_example_count(example_count)
+        loss, example_count = checked_loss(loss), checked_example_count(example_count)
         pending = self._pending.after(loss, example_count)
         local = self._require_optimizer()
         self._require_origin()
@@ -123,7 +125,7 @@ class LocalSteps:
             ...     weights, loss = train(weights, part)
             ...     weights = local.step_to(weights, loss=loss, example_count=len(part))
         """
-        pending = self._pending.after(_checked_loss(loss), _checked_example_count(example_count))
+        pending = self._pending.after(checked_loss(loss), checked_example_count(example_count))
         return self._exchange(_flat(weights, self._manifest), pending)
 
     def flush(self) -> Any:
@@ -152,7 +154,21 @@ class LocalSteps:
             spec.name: difference[spec.offset : spec.offset + spec.size].reshape(spec.shape)
             for spec in self._manifest.tensors
         }
-        return self._leave_from(self._worker.step(grads, loss=pending.mean_loss, example_count=pending.example_count))
+        theirs = self._worker.step(grads, loss=pending.mean_loss, example_count=pending.example_count)
+        return self._stay_at(weights, pending) if self._is_refused() else self._leave_from(theirs)
+
+    def _is_refused(self) -> bool:
+        """Whether the last exchange changed nothing and brought nothing: its round had too few contributions."""
+        result = self._worker.last_result
+        is_refused = result is not None and (result.outcome, result.reason) == ("rejected", "COHORT_TOO_SMALL")
+        return is_refused and self._worker.step_number == self._base_step
+
+    def _stay_at(self, weights: np.ndarray, pending: "_Pending") -> Any:
+        """Goes on from weights that are still to be exchanged."""
+        self._pending = pending
+        if self._local is not None:
+            self._local.weights = weights
+        return self._as_tree(weights)
 
     def _leave_from(self, weights: Any) -> Any:
         """Begins anew at weights that the worker has pulled."""
@@ -200,7 +216,7 @@ class _Pending(NamedTuple):
 
     def after(self, loss: float | None, example_count: int) -> "_Pending":
         """After one more step, or several that have this mean loss."""
-        total = _checked_example_count(self.example_count + example_count)
+        total = checked_example_count(self.example_count + example_count)
         if loss is None:
             return self._replace(step_count=self.step_count + 1, example_count=total)
         loss_sum = self.loss_sum + loss * example_count

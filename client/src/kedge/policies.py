@@ -24,13 +24,13 @@ Combine = Literal["mean", "trimmed_mean", "median"]
 Scaling = Literal["none", "inverse"]
 """How staleness scales a contribution: not at all, or by 1 / (1 + staleness)."""
 
-OUTLIER_WINDOW = 64
-"""The median that outliers are judged by is of so many norms: those of the contributions taken last."""
+OUTLIER_WINDOW = 16
+"""A worker's vote on what is an outlier is the median of so many norms: those of what it sent last."""
 
 OUTLIER_WARM_UP = 8
 """Before so many norms are known nothing is called an outlier."""
 
-_MAX_SECONDS = 315_576_000_000.0  # what a message can say
+_MIN_SECONDS, _MAX_SECONDS = 1e-9, 315_576_000_000.0  # what a message can say
 
 
 def fewest_contributions(combine: Combine, trim_count: int) -> int:
@@ -42,20 +42,22 @@ def fewest_contributions(combine: Combine, trim_count: int) -> int:
 class Synchronous:
     """A step is made of the first `quorum` contributions of its round, at most one a worker.
 
-    Once `quorum` workers have been alive at one time, a round also ends when every live worker has contributed, or sent
-    what was rejected for its values: a lost worker delays it by its lease at most, a broken one by nothing. What comes
-    too late is rejected as STALE_GRADIENT.
+    Once `quorum` workers have been alive at one time, a round also ends when every live worker that was there at its
+    first contribution has contributed, or sent what was rejected for its values: a lost worker delays it by its lease
+    at most, a broken one or one that joins later by nothing. What comes too late is rejected as STALE_GRADIENT.
 
     Attributes:
         quorum: the contributions that close a round, >= 1. More workers than that are backup workers.
         timeout_seconds: a round that has a contribution ends after this time with those that it has; None: it waits.
         combine: "mean" weighted by `example_count`; or, whatever the example counts, "trimmed_mean" or "median" of each
-            element, which bear bad contributions. A round that ends with too few for that is refused: its contributions
-            are rejected as COHORT_TOO_SMALL.
+            element, which bear bad contributions. A round with too few for that waits for more workers to join; at its
+            time limit, or where the policy is changed, it is refused: its contributions are rejected as
+            COHORT_TOO_SMALL.
         trim_count: with "trimmed_mean", how many of the least and of the greatest values are left out, >= 1. It bears
             as many bad contributions, and needs 2 * trim_count + 1. A median needs 3, and bears fewer than half.
         deterministic: the sum is in the order of the workers' names, so that its bits do not depend on who came first;
-            False: in the order of arrival.
+            False: in the order of arrival. Give the workers names of your own, `run.join("w0")`: the default ones are
+            random, and so is their order.
     """
 
     quorum: int
@@ -68,10 +70,8 @@ class Synchronous:
     def __post_init__(self) -> None:
         """Checks every field."""
         _check_count("quorum", self.quorum)
-        if self.timeout_seconds is not None and not (0 < self.timeout_seconds <= _MAX_SECONDS):
-            raise ValueError(
-                f"timeout_seconds is {self.timeout_seconds!r}: it must be None, or above 0 and at most 10,000 years"
-            )
+        if self.timeout_seconds is not None:
+            _check_seconds("timeout_seconds", self.timeout_seconds, or_none="None, or ")
         _check_combine(self.combine, self.trim_count, what="quorum", count=self.quorum)
         _check_flag("deterministic", self.deterministic)
 
@@ -101,6 +101,8 @@ class BoundedStaleness:
     A worker's clock counts its contributions. A worker whose clock is more than `bound` ahead of the slowest live
     worker's waits at its next pull of fast weights; a contribution without that pull is rejected as AHEAD_OF_BOUND.
     With bound 0 the workers go in lockstep: all pull the same weights, and the next ones when all have contributed.
+    A worker counts from its join on: one that joins again and again and never contributes holds the others up, until
+    its name is blocked (`Run.evict` with `block_seconds`).
 
     Source: Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server", 2013.
 
@@ -131,7 +133,8 @@ class Buffered:
         size: the contributions that make a step, >= 1.
         max_staleness: a staler contribution is rejected as STALE_GRADIENT; None: no bound.
         scaling: "inverse": a contribution counts 1 / (1 + staleness); or "none".
-        combine: as for `Synchronous`; "trimmed_mean" and "median" are of the scaled contributions.
+        combine: as for `Synchronous`; "trimmed_mean" and "median" are of the scaled contributions. They bear bad
+            contributions, not bad workers: a single one that is fast may fill the buffer.
         trim_count: as for `Synchronous`.
         deterministic: as for `Synchronous`; those of one worker are in the order of their sequences.
     """
@@ -164,11 +167,13 @@ class Admission:
 
     Attributes:
         max_norm: a gradient whose Euclidean norm is greater is rejected as NORM_ABOVE_LIMIT; None: no limit.
-        outlier_factor: one whose norm is more than so many times the median of the last 64 taken is rejected as
-            NORM_OUTLIER; > 1; None: none is. It needs 8 norms to judge by: a run's first gradients are held to
+        outlier_factor: one whose norm is more than so many times the usual one is rejected as NORM_OUTLIER; > 1; None:
+            none is. Usual is the median of the live workers' votes, each the median of the last 16 norms that it sent,
+            taken or not; zeros do not count. It needs 8 norms to judge by: a run's first gradients are held to
             `max_norm` alone.
         quarantine_after: a worker of which so many gradients in a row were rejected for their values is evicted; >= 1;
-            None: none is.
+            None: none is. Joining again under its name does not begin a new count. An outlier does not count while what
+            most of the live workers sent last was one: then it is the run that has changed.
         quarantine_seconds: for how long nobody may join under the name of a worker that was evicted so.
     """
 
@@ -185,10 +190,14 @@ class Admission:
             raise ValueError(f"outlier_factor is {self.outlier_factor!r}: it must be None, or a finite number above 1")
         if self.quarantine_after is not None:
             _check_count("quarantine_after", self.quarantine_after)
-        if not 0 < self.quarantine_seconds <= _MAX_SECONDS:
-            raise ValueError(
-                f"quarantine_seconds is {self.quarantine_seconds!r}: it must be above 0 and at most 10,000 years"
-            )
+        _check_seconds("quarantine_seconds", self.quarantine_seconds)
+
+
+def _check_seconds(name: str, value: float, *, or_none: str = "") -> None:
+    if not 0 < value <= _MAX_SECONDS:
+        raise ValueError(f"{name} is {value!r}: it must be {or_none}above 0 and at most 10,000 years")
+    if value < _MIN_SECONDS:
+        raise ValueError(f"{name} is {value!r}: that is less than a nanosecond, the shortest time that counts")
 
 
 def _check_count(name: str, value: object) -> None:

@@ -242,8 +242,8 @@ class Run:
 
         Raises:
             TypeError: for what is no aggregation.
-            KedgeError: INVALID_CONFIGURATION, RUN_TOO_LARGE if the server has no room for so large a round;
-                RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+            KedgeError: INVALID_CONFIGURATION, RUN_TOO_LARGE if the server has no room for so large a round, or for so
+                many workers as the quorum; RUN_NOT_FOUND, SERVER_UNAVAILABLE.
 
         Example:
             >>> run.set_aggregation(kedge.BoundedStaleness(bound=4))
@@ -287,19 +287,8 @@ class Run:
         """
         name = self._worker_name(worker)
         _check_eviction(cause, block_seconds)
-        has_failed = False
-
-        def attempt() -> None:
-            nonlocal has_failed
-            try:
-                self._transport.evict(name, cause, block_seconds)
-            except KedgeError as error:
-                # An attempt before this one may have arrived, and only its answer been lost.
-                if not (has_failed and error.reason == "WORKER_NOT_FOUND"):
-                    has_failed = True
-                    raise
-
-        self._retrier.call(attempt)
+        request_id = uuid.uuid4().hex
+        self._retrier.call(lambda: self._transport.evict(name, cause, block_seconds, request_id=request_id))
 
     def watch(self, *, from_step: int | None = None, after_number: int | None = None) -> Watch:
         """Tells what happens to the run, as it happens: steps, lookahead syncs, workers, rejections, changes.

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kedge import optim, tree
-from kedge.heartbeat import Waiting, start_heartbeats
+from kedge.checks import checked_example_count, checked_loss
+from kedge.heartbeat import Waiting, is_lease_lost, start_heartbeats
 from kedge.retry import Retrier
 from kedge.transport import Exchange, Lease, PullRequest, Push, PushResult, Transport, WeightsOfStep
 from kedge.weights import MAX_WAIT_SECONDS, WAITED_OUT, FastOrSlow, pull_patiently, pull_request
@@ -61,6 +62,7 @@ class Worker:
         self._exchange: Exchange | None = None
         self._is_closed = False
         self._is_fate_unknown = False
+        self._attempt_count = 0  # at the last push, under the present lease
         self._waiting = Waiting()
         self._too_late_count = 0
         self._step_number: int | None = None
@@ -257,8 +259,8 @@ class Worker:
             lease=self._lease,
             sequence=self._sequence,
             base_step=base,
-            example_count=_checked_example_count(example_count),
-            loss=_checked_loss(loss),
+            example_count=checked_example_count(example_count),
+            loss=checked_loss(loss),
             arrays=tree.arrays_in_order(grads, self._manifest),
             dtype=self._wire_dtype,
             wait_seconds=0.0,
@@ -271,6 +273,7 @@ class Worker:
         if self._is_fate_unknown:
             self._renounce()
         self._is_fate_unknown = True
+        self._attempt_count = 0
         try:
             answer = self._ask(push)
         except KedgeError as error:
@@ -294,10 +297,12 @@ class Worker:
         return None if push.pull is not None and _is_worth_waiting_for(result) else (result, data)
 
     def _send(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
-        # Lease and sequence are those of the moment: joining again changes them between two attempts.
-        return self._on_exchange(
-            lambda exchange: exchange.push(push._replace(lease=self._lease, sequence=self._sequence))
-        )
+        def attempt(exchange: Exchange) -> tuple[PushResult, WeightsOfStep | None]:
+            self._attempt_count += 1
+            # Lease and sequence are those of the moment: joining again changes them between two attempts.
+            return exchange.push(push._replace(lease=self._lease, sequence=self._sequence))
+
+        return self._on_exchange(attempt)
 
     def _pull(self, request: PullRequest) -> WeightsOfStep:
         return self._on_exchange(lambda exchange: exchange.pull(self.name, request))
@@ -318,7 +323,9 @@ class Worker:
         try:
             return self._retrier.call(lambda: self._attempt(use))
         except KedgeError as error:
-            if error.entry.retry is not Retry.REJOIN:
+            # What became of an earlier attempt is not known where the whole epoch is forgotten.
+            is_unknown = error.reason == "EPOCH_FORGOTTEN" and self._attempt_count > 1
+            if is_unknown or not is_lease_lost(error):
                 raise
             _logger.info("%s: joining again: %s", self.name, error)
         self._rejoin()
@@ -364,7 +371,7 @@ class Worker:
         try:
             self._retrier.call(lambda: self._transport.heartbeat(self._lease))
         except KedgeError as error:
-            if error.entry.retry is not Retry.REJOIN:
+            if not is_lease_lost(error):
                 raise
         self._rejoin()
         self._is_fate_unknown = False
@@ -378,6 +385,7 @@ class Worker:
     def _hold(self, lease: Lease) -> None:
         self._lease = lease
         self._sequence = 1  # of the next contribution
+        self._attempt_count = 0
         # Called by hand, or when the worker is forgotten, or at exit: whichever is first.
         self._stop_heartbeats = weakref.finalize(self, start_heartbeats(self._transport, lease, self._waiting))
 
@@ -390,34 +398,10 @@ class Worker:
         return self._template.fill(tree.split_flat(data.flat, self._manifest))
 
 
-def _checked_loss(value: Any) -> float | None:
-    if value is None:
-        return None
-    try:
-        return float(value.detach() if hasattr(value, "detach") else value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"loss is {value!r}: it must be one number") from error
-
-
-def _checked_example_count(value: int) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"example_count is {value!r}: it must be a whole number") from None
-    if not 1 <= count < 1 << 63:
-        raise KedgeError(
-            "INVALID_EXAMPLE_COUNT",
-            f"example_count is {count}: it must be 1 to 2**63 - 1, it weighs the gradient in the mean of its round",
-            example_count=count,
-        )
-    return count
-
-
 def _says_nothing_recorded(error: KedgeError) -> bool:
     """Whether the error is the server's word on this contribution. Of an answer that was lost it is none."""
-    return error.entry.retry is not Retry.BACKOFF and not issubclass(
-        error.entry.exception, InternalError | UnavailableError
-    )
+    is_unknown = error.reason == "EPOCH_FORGOTTEN" or error.entry.retry is Retry.BACKOFF
+    return not is_unknown and not issubclass(error.entry.exception, InternalError | UnavailableError)
 
 
 def _is_worth_waiting_for(result: PushResult) -> bool:

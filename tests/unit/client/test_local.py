@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "local_steps.md").read_text(encodin
 
 SGD = optim.SGD(lr=1.0)
 ALONE = kedge.Synchronous(quorum=1)
+MEDIAN = kedge.Synchronous(quorum=3, combine="median")
 
 
 @pytest.fixture
@@ -239,6 +240,77 @@ def test_local_steps_stay_where_an_exchange_fails(worker, monkeypatch):
                 call()
             assert local.pending_count == 2
     assert local.flush()["w"] == [1.0]
+
+
+def refuse_the_round(run, flushing, eventually):
+    """Lets an exchange fail for want of others, and leaves the run with a policy that needs none."""
+    eventually(lambda: run.status().round is not None)
+    run.set_aggregation(ALONE)
+    return flushing.result(60)["w"].item()
+
+
+def test_local_steps_stay_where_their_round_is_refused(new_run, in_background, eventually):
+    run = new_run(aggregation=MEDIAN)
+    with run.join("a") as worker:
+        local = worker.local_steps(optim.Momentum(lr=1.0, momentum=0.5), sync_period=3)
+        local.pull()
+        assert values(local, 1, 1) == [2, 0.5]  # the momentum is 1, 1.5, and then 1.75
+        assert refuse_the_round(run, in_background(local.flush), eventually) == 0.5
+        assert worker.last_result.reason == "COHORT_TOO_SMALL"
+        assert (local.pending_count, worker.step_number, run.status().step) == (2, 0, 0)
+
+        assert local.step(grad(), loss=2.0, example_count=4)["w"] == [0.5 - 1.75]
+        assert (local.pending_count, worker.step_number) == (0, 1)
+        assert run.pull()["w"] == [0.5 - 1.75]
+        assert run.status().loss == 2.0
+
+
+def test_weights_of_another_optimizer_stay_where_their_round_is_refused(new_run, in_background, eventually):
+    run = new_run(aggregation=MEDIAN)
+    with run.join("a") as worker:
+        local = worker.local_steps()
+        local.pull()
+        stepping = in_background(local.step_to, grad(2.0), loss=4.0, example_count=1)
+        assert refuse_the_round(run, stepping, eventually) == 2
+        assert (local.pending_count, worker.step_number) == (1, 0)
+
+        # What is sent now is of both parts: 3 - 1, and the mean of the losses over the examples of both.
+        assert local.step_to(grad(1.0), loss=1.0, example_count=3)["w"] == [1.0]
+        assert run.status().loss == (4.0 * 1 + 1.0 * 3) / 4
+
+
+def test_local_optimizer_goes_on_from_the_weights_of_a_refused_round(new_run, in_background, eventually):
+    run = new_run(aggregation=MEDIAN)
+    with run.join("a") as worker:
+        local = worker.local_steps(SGD, sync_period=2)
+        local.pull()
+        assert refuse_the_round(run, in_background(local.step_to, grad(2.5)), eventually) == 2.5
+        assert values(local, 1) == [1.5]  # the second of two: an exchange
+        assert run.pull()["w"] == [1.5]
+
+
+def test_local_steps_of_a_refused_round_go_where_there_are_newer_weights(worker, monkeypatch):
+    local = worker.local_steps(SGD, sync_period=5)
+    local.pull()
+    values(local, 1)
+    step = worker.step
+
+    def refused(grads, **options):
+        weights = step(grads, **options)
+        worker.last_result = worker.last_result._replace(outcome="rejected", reason="COHORT_TOO_SMALL")
+        return weights
+
+    monkeypatch.setattr(worker, "step", refused)
+    assert local.flush()["w"] == [2.0]
+    assert (local.pending_count, worker.step_number) == (0, 1)
+    assert values(local, 1) == [1.0]
+
+
+def test_local_steps_that_were_rejected_for_their_values_are_dropped(worker):
+    local = worker.local_steps()
+    local.pull()
+    assert local.step_to(grad(math.nan))["w"] == [3.0]
+    assert (worker.last_result.reason, local.pending_count) == ("NON_FINITE_GRADIENT", 0)
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,9 @@ class Repeating:
     def update_run(self, run, update, *, request_id):
         return self._noting(("update_run", request_id), self._transport.update_run, run, update, request_id=request_id)
 
-    def evict(self, worker, cause, block_seconds):
-        return self._noting(
-            ("evict", worker, cause, block_seconds), self._transport.evict, worker, cause, block_seconds
-        )
+    def evict(self, worker, cause, block_seconds, *, request_id):
+        call = ("evict", worker, cause, block_seconds, request_id)
+        return self._noting(call, self._transport.evict, worker, cause, block_seconds, request_id=request_id)
 
     def _noting(self, call, method, *arguments, **options):
         self.calls.append(call)
@@ -137,15 +136,32 @@ def test_refused_change_leaves_what_is_known_of_the_run(run, transport):
 def test_worker_is_evicted_by_id_or_name(held, repeating, worker, name):
     held.evict(name, "why", block_seconds=3)
 
-    assert repeating.calls == [("evict", "runs/r/workers/a", "why", 3)]
+    assert [call[:-1] for call in repeating.calls] == [("evict", "runs/r/workers/a", "why", 3)]
     assert held.status().workers == ()
 
 
-def test_eviction_whose_answer_is_lost_is_done(held, repeating, worker):
-    repeating.answers_lost = 1
+def test_eviction_whose_answer_is_lost_is_repeated_as_the_same_eviction(run, held, repeating, worker):
+    repeating.answers_lost = 2
     held.evict("a")
-    assert len(repeating.calls) == 2
+    first = repeating.calls[0]
+    assert repeating.calls == [first] * 3
+    assert first[-1]
     assert held.status().workers == ()
+
+    with run.join("a"):
+        held.evict("a")
+    assert repeating.calls[-1] != first
+
+
+def test_eviction_whose_answer_is_lost_spares_who_has_joined_since(run, repeating, worker):
+    joined = []
+    client = Client(repeating, Retrier(10.0, wait=lambda _: joined.append(run.join("a"))))
+    repeating.answers_lost = 1
+    client.get_run("r").evict("a")
+
+    assert len(repeating.calls) == 2
+    with joined[0] as successor:
+        assert [status.epoch for status in run.status().workers] == [successor.epoch]
 
 
 def test_worker_that_holds_no_lease_cannot_be_evicted(held, worker):

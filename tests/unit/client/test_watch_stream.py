@@ -231,9 +231,10 @@ def test_change_of_a_run_says_what_changes_and_nothing_else(serve):
 
 def test_eviction_says_for_how_long_the_name_is_blocked(serve):
     server, transport = serve()
-    transport.evict("runs/r/workers/a", "why", 2.5)
-    transport.evict("runs/r/workers/a", "", None)
+    transport.evict("runs/r/workers/a", "why", 2.5, request_id="x")
+    transport.evict("runs/r/workers/a", "", None, request_id="y")
     first, second = (pb.EvictWorkerRequest.FromString(raw) for raw in server.requests)
-    assert (first.worker, first.cause) == ("runs/r/workers/a", "why")
+    assert (first.worker, first.cause, first.request_id) == ("runs/r/workers/a", "why", "x")
+    assert second.request_id == "y"
     assert first.block.ToMilliseconds() == 2500
     assert not second.HasField("block")

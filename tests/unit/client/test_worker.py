@@ -4,6 +4,7 @@ import gc
 import itertools
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import kedge
 from kedge import testing
 from kedge.client import Client
 from kedge.errors import KedgeError
-from kedge.heartbeat import Waiting, start_heartbeats
+from kedge.heartbeat import Waiting, _beat, start_heartbeats
 from kedge.retry import Retrier
 from kedge.transport import Lease, PushResult
+from kedge.wire.policies import admission_from_wire, admission_to_wire, policy_from_wire, policy_to_wire
 
 
 @pytest.mark.parametrize("fault", ["lost", "unanswered"])
@@ -190,6 +192,28 @@ def test_other_aggregation_than_the_runs_own_is_warned_of(transport, caplog):
     assert "quorum=4" in caplog.text
 
 
+def test_what_differs_by_the_rounding_of_the_wire_alone_is_no_other_setting(transport, run, caplog):
+    asked = {
+        "aggregation": kedge.Synchronous(2, timeout_seconds=1 / 3),
+        "admission": kedge.Admission(quarantine_seconds=1 / 3),
+    }
+    held = {
+        "aggregation": policy_from_wire(policy_to_wire(asked["aggregation"])),
+        "admission": admission_from_wire(admission_to_wire(asked["admission"])),
+    }
+    assert held["aggregation"].timeout_seconds == held["admission"].quarantine_seconds == 0.333333333
+    info = replace(transport.get_run("runs/r"), **held)
+    transport.get_run = lambda *_, **__: info
+    client = Client(transport, Retrier(1.0))
+    model = {"params": grad(), "optimizer": run.optimizer}
+
+    assert client.get_or_create_run("r", **model, **asked).aggregation == held["aggregation"]
+    assert caplog.text == ""
+    later = kedge.Synchronous(2, timeout_seconds=0.333333334)
+    client.get_or_create_run("r", **model, **(asked | {"aggregation": later}))
+    assert caplog.text.count("keeps its") == caplog.text.count("keeps its aggregation") == 1
+
+
 @pytest.mark.parametrize(
     "address", ["localhost", "http://localhost:50051", "localhost:abc", "localhost:99999", "localhost:0", ":50051"]
 )
@@ -211,7 +235,7 @@ def test_worker_that_was_replaced_after_a_push_of_unknown_fate_does_not_push_out
         assert clone.push(grad()).outcome == "applied"
 
 
-@pytest.mark.parametrize("reason", ["LEASE_EXPIRED", "WORKER_NOT_FOUND"])
+@pytest.mark.parametrize("reason", ["LEASE_EXPIRED", "WORKER_NOT_FOUND", "EPOCH_FORGOTTEN"])
 def test_lost_lease_is_taken_again_once(transport, run, worker, reason):
     epoch = worker.epoch
     transport.faults = iter([("lost", gone(reason))])
@@ -222,6 +246,46 @@ def test_lost_lease_is_taken_again_once(transport, run, worker, reason):
     with pytest.raises(KedgeError) as error:
         worker.push(grad())
     assert error.value.reason == reason
+
+
+def test_repetition_under_a_forgotten_epoch_is_not_sent_under_another(transport, run, worker):
+    transport.faults = iter([("unanswered", gone()), ("lost", gone("EPOCH_FORGOTTEN"))])
+    with pytest.raises(KedgeError) as error:
+        worker.push(grad(1))
+    assert error.value.reason == "EPOCH_FORGOTTEN"
+    assert run.pull()["w"] == [3 - 1]
+
+    epoch = worker.epoch
+    assert worker.push(grad(10)).outcome == "applied"
+    assert worker.epoch > epoch
+    assert run.pull()["w"] == [3 - 1 - 10]
+
+
+def test_push_after_one_of_unknown_fate_joins_again_where_the_epoch_is_forgotten(transport, run, worker):
+    def forgotten(lease):
+        raise gone("EPOCH_FORGOTTEN")
+
+    transport.faults = iter([("unanswered", gone("INTERNAL"))])
+    with pytest.raises(KedgeError):
+        worker.push(grad(1))
+    transport.heartbeat, epoch = forgotten, worker.epoch
+
+    assert worker.push(grad(10)).outcome == "applied"
+    assert worker.epoch > epoch
+    assert run.pull()["w"] == [3 - 1 - 10]
+
+
+@pytest.mark.parametrize("reason", ["EPOCH_FORGOTTEN", "LEASE_EXPIRED", "WORKER_EVICTED", "WORKER_SUPERSEDED"])
+def test_no_heartbeat_follows_the_end_of_a_lease(reason, caplog):
+    answers = iter([None, gone(reason)])
+
+    def heartbeat(lease):
+        if error := next(answers):
+            raise error
+
+    never = SimpleNamespace(wait=lambda _: False, is_set=lambda: False)
+    _beat(SimpleNamespace(heartbeat=heartbeat), Lease("runs/r/workers/a", 1, 60.0), Waiting(), never)
+    assert caplog.text.count("runs/r/workers/a: no more heartbeats") == 1
 
 
 def test_lease_that_ran_out_is_taken_again(run, worker, server_time):

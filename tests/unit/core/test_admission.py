@@ -1,6 +1,7 @@
 """What is refused before anything changes: errors of the protocol, and rejections that are answers."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -66,11 +67,20 @@ def inspected(bad: int | None, *, piece: int = 50) -> Inspection:
     return inspection
 
 
-def rules(policy: Policy, admission: Admission | None = None, norms: Sequence[float] = ()) -> Rules:
+Norms = Mapping[str, Sequence[float]]
+"""What workers have sent."""
+
+
+def sent(norms: Norms) -> NormHistory:
     history = NormHistory()
-    for norm in norms:
-        history.add(norm)
-    return Rules(policy, admission or Admission(), history)
+    for worker, of_worker in norms.items():
+        for norm in of_worker:
+            history.add(worker, norm, is_outlier=False)
+    return history
+
+
+def rules(policy: Policy, admission: Admission | None = None, norms: Norms | None = None) -> Rules:
+    return Rules(policy, admission or Admission(), sent(norms or {}))
 
 
 def judged(base_step: int, policy: Policy, *, has_contributed: bool = False, bad: int | None = None) -> str | None:
@@ -164,7 +174,7 @@ def test_an_asynchronous_contribution_is_taken_exactly_within_the_bound(step: in
     assert (rejection is None) == (bound is None or lag <= bound)
 
 
-def judged_by_norm(norm: float, admission: Admission, norms: Sequence[float] = ()) -> str | None:
+def judged_by_norm(norm: float, admission: Admission, norms: Norms | None = None) -> str | None:
     inspection = Inspection()
     inspection.add(np.array([norm], np.float32))
     standing = Standing(step=0, has_contributed=False)
@@ -181,24 +191,67 @@ def test_a_norm_is_held_to_the_absolute_limit(norm: float, want: str | None) -> 
     ("norm", "norms", "want"),
     [
         # The median of 1..9 is 5, and of 1..8 it is 4.5.
-        (15.0, range(1, 10), None),
-        (15.1, range(1, 10), "NORM_OUTLIER"),
-        (13.5, range(1, 9), None),
-        (13.6, range(1, 9), "NORM_OUTLIER"),
-        # Too few to judge by.
-        (1e6, range(1, 8), None),
-        # Of the last 64 alone: these have the median 100.
-        (299.0, [1.0] * 100 + [100.0] * 64, None),
-        # Beside zeros nothing stands out.
-        (1e6, [0.0] * 20, None),
+        (15.0, {"a": range(1, 10)}, None),
+        (15.1, {"a": range(1, 10)}, "NORM_OUTLIER"),
+        (13.5, {"a": range(1, 9)}, None),
+        (13.6, {"a": range(1, 9)}, "NORM_OUTLIER"),
+        # Too few to judge by; the norms of all workers together are enough.
+        (1e6, {"a": range(1, 8)}, None),
+        (1e6, {"a": range(1, 5), "b": range(1, 5)}, "NORM_OUTLIER"),
+        # Of the last 16 alone: these have the median 100.
+        (299.0, {"a": [1.0] * 100 + [100.0] * 16}, None),
+        (301.0, {"a": [1.0] * 100 + [100.0] * 16}, "NORM_OUTLIER"),
+        # Zeros and infinities say nothing.
+        (1e6, {"a": [0.0, math.inf, math.nan] * 20}, None),
+        (3.1, {"a": [1.0] * 8 + [0.0, math.inf, math.nan] * 20}, "NORM_OUTLIER"),
         # A few huge ones move a median but little.
-        (31.0, [10.0] * 33 + [1e9] * 31, "NORM_OUTLIER"),
+        (31.0, {"a": [10.0] * 9 + [1e9] * 7}, "NORM_OUTLIER"),
+        # One vote a worker: the medians are 1, 1 and 1e9, or 2, 4 and 100, or 1 and 5.
+        (3.1, {"a": [1.0], "b": [1.0], "c": [1e9] * 16}, "NORM_OUTLIER"),
+        (12.0, {"a": [1.0, 2.0, 3.0], "b": [4.0] * 9, "c": [100.0]}, None),
+        (12.1, {"a": [1.0, 2.0, 3.0], "b": [4.0] * 9, "c": [100.0]}, "NORM_OUTLIER"),
+        (9.0, {"a": [1.0] * 4, "b": [5.0] * 4}, None),
+        (9.1, {"a": [1.0] * 4, "b": [5.0] * 4}, "NORM_OUTLIER"),
+        # Nothing is far above it if it is zero.
+        (0.0, {"a": [1.0] * 16}, None),
     ],
 )
-def test_an_outlier_is_far_above_the_median_of_the_last_norms(
-    norm: float, norms: Sequence[float], want: str | None
+def test_an_outlier_is_far_above_the_median_of_what_each_worker_sent_last(
+    norm: float, norms: Norms, want: str | None
 ) -> None:
     assert judged_by_norm(norm, Admission(outlier_factor=3), norms) == want
+
+
+def test_worker_that_has_gone_has_no_vote() -> None:
+    history = sent({"a": [1.0] * 8, "b": [10.0] * 8})
+    assert history.limit(2.0) == 2 * 5.5
+    history.forget("a")
+    history.forget("nobody")
+    assert history.limit(2.0) == 2 * 10
+    history.forget("b")
+    assert history.limit(2.0) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("last", "want"),
+    [("", False), ("-", False), ("o", True), ("o-", False), ("oo-", True), ("oo--", False), ("ooo--", True)],
+)
+def test_run_has_changed_where_most_workers_sent_an_outlier_last(last: str, want: bool) -> None:
+    history = NormHistory()
+    for number, sign in enumerate(last):
+        history.add(f"w{number}", 1.0, is_outlier=sign != "o")
+        history.add(f"w{number}", 1.0, is_outlier=sign == "o")
+    assert history.most_are_outliers == want
+
+
+def test_worker_that_has_gone_is_none_of_the_most() -> None:
+    history = NormHistory()
+    for worker, is_outlier in (("a", True), ("b", True), ("c", False)):
+        history.add(worker, 1.0, is_outlier=is_outlier)
+    history.forget("a")
+    assert not history.most_are_outliers
+    history.forget("c")
+    assert history.most_are_outliers
 
 
 @pytest.mark.parametrize(("clock", "want"), [(0, None), (3, None), (4, "AHEAD_OF_BOUND")])

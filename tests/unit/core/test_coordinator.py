@@ -1,109 +1,14 @@
 """The coordinator called by hand: who contributes to what, what becomes of it, and what is told."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from coordinator_hand import Hand, reason_of, refused
 
 from kedge.policies import Admission, Asynchronous, BoundedStaleness, Buffered, Policy, Synchronous
-from kedge.wire.errors import KedgeError
-from kedge_server.core.admission import Inspection
-from kedge_server.core.contributions import Contribution
-from kedge_server.core.coordinator import Bounds, Coordinator, PullGate
-from kedge_server.core.values import ContributionHeader
-
-DIGEST = b"digest"
-
-
-class Hand:
-    """A coordinator, what it was told to tell, and short ways to call it. Time stands still until `now` is set."""
-
-    def __init__(
-        self, policy: Policy, *workers: str, admission: Admission | None = None, contribution_limit: int = 64
-    ) -> None:
-        self.told: list[tuple[str, dict[str, Any]]] = []
-        self.now = 0.0
-        self.coordinator = Coordinator(
-            "runs/r",
-            digest=DIGEST,
-            policy=policy,
-            admission=admission or Admission(),
-            bounds=Bounds(8, contribution_limit),
-            first_epoch=1,
-            tell=lambda kind, **about: self.told.append((kind, about)),
-        )
-        self._epoch = 0
-        self._sequences: dict[tuple[str, int], int] = {}
-        for worker in workers:
-            self.join(worker)
-
-    def join(self, worker: str, lease_seconds: float = 10.0) -> int:
-        self._epoch += 1
-        self.coordinator.join(worker, epoch=self._epoch, duration_seconds=lease_seconds, now_seconds=self.now)
-        return self._epoch
-
-    def push(
-        self, worker: str, *, norm: float = 1.0, base_step: int | None = None, epoch: int | None = None
-    ) -> Contribution:
-        if epoch is None:
-            epoch = self.coordinator.leases.of_worker(worker).epoch
-        sequence = self._sequences.get((worker, epoch), 0) + 1
-        contribution = self.submit(self.header(worker, epoch, sequence, base_step=base_step), norm)
-        self._sequences[worker, epoch] = sequence
-        return contribution
-
-    def header(self, worker: str, epoch: int, sequence: int, *, base_step: int | None = None) -> ContributionHeader:
-        return ContributionHeader(
-            worker_id=worker,
-            epoch=epoch,
-            sequence=sequence,
-            base_step=self.coordinator.closed_step if base_step is None else base_step,
-            manifest_digest=DIGEST,
-            example_count=1,
-            loss=None,
-        )
-
-    def submit(self, header: ContributionHeader, norm: float = 1.0) -> Contribution:
-        inspection = Inspection()
-        inspection.sum_of_squares = norm**2
-        inspection.non_finite_element = 0 if math.isnan(norm) else None
-        return self.coordinator.submit(Contribution(header), inspection, self.now)
-
-    def set_policy(self, policy: Policy) -> None:
-        self.coordinator.set_policy(policy, self.now)
-
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.coordinator.advance(self.now)
-
-    def closed(self) -> list[tuple[str, list[str]]]:
-        """The rounds that have closed since: why, and of whom."""
-        return [
-            (closed.close_reason, [c.header.worker_id for c in closed.contributions])
-            for closed in self.coordinator.take_closed()
-        ]
-
-    def clocks(self) -> dict[str, int]:
-        return {lease.worker_id: lease.clock for lease in self.coordinator.leases.live}
-
-    def kinds(self) -> list[str]:
-        return [kind for kind, _ in self.told]
-
-    def facts_of(self, kind: str) -> list[dict[str, Any]]:
-        return [about for told, about in self.told if told == kind]
-
-
-def reason_of(contribution: Contribution) -> str:
-    assert contribution.result is not None
-    assert contribution.result.outcome == "rejected"
-    return contribution.result.reason
-
-
-def refused(do: Any) -> KedgeError:
-    with pytest.raises(KedgeError) as caught:
-        do()
-    return caught.value
-
+from kedge_server.core.coordinator import PullGate
 
 # Buffered
 
@@ -123,41 +28,6 @@ def test_buffer_that_nobody_fills_is_held_when_its_workers_have_gone() -> None:
     held = hand.push("a")
     hand.wait(100)
     assert (hand.clocks(), hand.coordinator.held, held.result) == ({}, [held], None)
-
-
-# Robust combinations
-
-
-def test_round_that_ends_too_small_for_its_median_is_refused_and_the_next_begins() -> None:
-    hand = Hand(Synchronous(3, combine="median"), "a", "b", "c")
-    pair = [hand.push("a"), hand.push("b")]
-    hand.wait(9)
-    for name, epoch in (("a", 1), ("b", 2)):
-        hand.coordinator.heartbeat(name, epoch, hand.now)
-    hand.wait(1)
-    assert hand.clocks().keys() == {"a", "b"}
-    assert [reason_of(contribution) for contribution in pair] == ["COHORT_TOO_SMALL"] * 2
-    assert "2 of the 3" in pair[0].result.message
-    assert (hand.coordinator.closed_step, hand.closed()) == (0, [])
-    assert hand.coordinator.rejected_counts == {"COHORT_TOO_SMALL": 2}
-    assert [lease.rejected_count for lease in hand.coordinator.leases.live] == [1, 1]
-    hand.join("c")
-    for name in "abc":
-        hand.push(name)
-    assert hand.closed() == [("QUORUM_REACHED", ["a", "b", "c"])]
-
-
-def test_refused_round_frees_the_queue_and_keeps_its_sequences_used_up() -> None:
-    hand = Hand(Synchronous(3, combine="median", timeout_seconds=1), "a", contribution_limit=3)
-    first = hand.push("a")
-    hand.wait(1)
-    assert reason_of(first) == "COHORT_TOO_SMALL"
-    again = hand.submit(hand.header("a", 1, 1))
-    assert again is first
-    for _ in range(4):
-        hand.push("a")
-        hand.wait(1)
-    assert hand.coordinator.rejected_counts == {"COHORT_TOO_SMALL": 5}
 
 
 # Bounded staleness
@@ -327,12 +197,72 @@ def test_quarantine_sends_a_worker_away_at_the_kth_bad_gradient_in_a_row() -> No
     assert hand.push("a").result is None
 
 
-def test_outliers_are_judged_by_the_median_of_what_was_taken_once_eight_were() -> None:
+def test_outliers_are_judged_by_the_median_of_what_was_sent_once_eight_were() -> None:
     hand = Hand(Asynchronous(), "a", admission=Admission(outlier_factor=3.0))
     assert all(hand.push("a", norm=norm).result is None for norm in (1, 1, 1, 2, 2, 2, 50))
     assert hand.push("a", norm=70).result is None, "seven are too few to judge by"
     assert reason_of(hand.push("a", norm=6.1)) == "NORM_OUTLIER"  # the median of the eight is 2
     assert hand.push("a", norm=5.9).result is None
+
+
+@pytest.mark.parametrize("sent", [math.nan, 1e30, 0.0])
+def test_norm_that_says_nothing_is_not_remembered(sent: float) -> None:
+    hand = Hand(Asynchronous(), "a", admission=Admission(outlier_factor=3.0))
+    for norm in [1.0] * 8 + [sent] * 16:
+        hand.push("a", norm=norm)
+    assert reason_of(hand.push("a", norm=3.1)) == "NORM_OUTLIER"
+
+
+@pytest.mark.parametrize("how", ["leaves", "expires", "is evicted", "joins again"])
+def test_norms_of_a_worker_are_forgotten_with_its_lease(how: str) -> None:
+    hand = Hand(Asynchronous(), "b", admission=Admission(outlier_factor=3.0))
+    epoch = hand.join("a", lease_seconds=2)
+    for worker, norm in (("b", 10), ("a", 1)):
+        for _ in range(8):
+            hand.push(worker, norm=norm)
+    assert reason_of(hand.push("b", norm=17)) == "NORM_OUTLIER"  # 3 times 5.5
+    match how:
+        case "leaves":
+            hand.coordinator.leave("a", epoch, hand.now)
+        case "expires":
+            hand.wait(2)
+        case "is evicted":
+            hand.coordinator.evict("a", "", block_seconds=None, now_seconds=hand.now)
+        case "joins again":
+            hand.join("a")
+    assert hand.push("b", norm=29).result is None  # 3 times 10
+
+
+def test_bad_ones_in_a_row_are_counted_on_under_the_next_lease() -> None:
+    hand = Hand(Asynchronous(), "a", admission=Admission(quarantine_after=3, quarantine_seconds=60))
+    hand.push("a", norm=math.nan)
+    hand.coordinator.leave("a", 1, hand.now)
+    hand.join("a")
+    hand.push("a", norm=math.nan)
+    hand.join("a")
+    hand.push("a", norm=math.nan)
+    assert hand.facts_of("evicted")[-1]["reason"] == "WORKER_EVICTED"
+    hand.wait(60)
+    hand.join("a")
+    assert hand.push("a").result is None
+    hand.push("a", norm=math.nan)
+    assert hand.clocks() == {"a": 0}, "the good one has ended the row"
+
+
+def test_outliers_do_not_count_as_bad_where_most_workers_send_them() -> None:
+    hand = Hand(Asynchronous(), "a", "b", "c", admission=Admission(outlier_factor=3.0, quarantine_after=2))
+    for worker in "aaabbbccc":
+        hand.push(worker)
+    for worker in "abcabc":
+        assert reason_of(hand.push(worker, norm=50)) == "NORM_OUTLIER"
+    assert hand.clocks().keys() == {"a", "b", "c"}
+
+
+def test_outliers_count_as_bad_where_one_worker_sends_them() -> None:
+    hand = Hand(Asynchronous(), "a", "b", "c", admission=Admission(outlier_factor=3.0, quarantine_after=2))
+    for worker in "aaabbbcccc":
+        hand.push(worker, norm=1 if worker != "c" else 50)
+    assert hand.clocks().keys() == {"a", "b"}
 
 
 def test_rejected_contribution_uses_its_sequence_up_and_changes_nothing_else() -> None:
@@ -357,7 +287,7 @@ def test_rejected_contribution_uses_its_sequence_up_and_changes_nothing_else() -
 )
 def test_what_breaks_the_protocol_is_refused_and_leaves_the_sequence_free(header: dict[str, Any], reason: str) -> None:
     hand = Hand(Asynchronous(), "a")
-    broken = ContributionHeader(**(vars(hand.header("a", 1, 1)) | header))
+    broken = replace(hand.header("a", 1, 1), **header)
     assert refused(lambda: hand.submit(broken)).reason == reason
     assert refused(lambda: hand.coordinator.check(broken, 0.0)).reason == reason
     assert hand.coordinator.rejected_counts == {}

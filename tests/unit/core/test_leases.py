@@ -148,6 +148,37 @@ def test_clock_of_a_newcomer_is_the_slowest_ones_and_of_a_takeover_its_own() -> 
     assert (leases.slowest_clock, join(leases, "a", 105).clock) == (0, 0)
 
 
+@pytest.mark.parametrize("how", ["taken over", "left", "evicted"])
+def test_bad_ones_in_a_row_are_handed_on_and_what_was_counted_is_not(how: str) -> None:
+    leases = table()
+    first = join(leases, "a", 101)
+    first.bad_count, first.rejected_count = 2, 5
+    if how == "left":
+        assert leases.leave("a", 101)
+    elif how == "evicted":
+        leases.evict(first, "", None)
+    second = join(leases, "a", 102)
+    assert (second.bad_count, second.rejected_count) == (2, 0)
+    assert join(leases, "b", 103).bad_count == 0
+
+
+def test_bad_ones_of_a_lease_that_is_forgotten_are_forgotten_with_it() -> None:
+    leases = table(ended_limit=1)
+    join(leases, "a", 101).bad_count = 2
+    assert leases.leave("a", 101)
+    join(leases, "b", 102)
+    assert leases.leave("b", 102)
+    assert join(leases, "a", 103).bad_count == 0
+
+
+def test_lease_knows_when_it_was_granted_however_often_it_is_renewed() -> None:
+    leases = table()
+    lease = leases.join("a", epoch=101, duration_seconds=10, now_seconds=3)
+    leases.renew(lease, 5)
+    assert (lease.joined_at_seconds, lease.expires_at_seconds) == (3, 15)
+    assert leases.join("a", epoch=102, duration_seconds=10, now_seconds=7).joined_at_seconds == 7
+
+
 def test_only_the_present_lease_is_counted_for() -> None:
     leases = table()
     old, new = join(leases, "a", 101), join(leases, "a", 102)

@@ -29,16 +29,15 @@ from kedge_server.core.values import MEAN, Combine
 FOUR = Synchronous(quorum=4)
 FOUR_IN_TEN_SECONDS = Synchronous(quorum=4, timeout_seconds=10)
 MEDIAN_OF_FOUR = Synchronous(quorum=4, timeout_seconds=10, combine="median")
+MEDIAN_OF_FOUR_PATIENT = Synchronous(quorum=4, combine="median")
 TRIMMED_OF_SIX = Synchronous(quorum=6, combine="trimmed_mean", trim_count=2)
 THREE_IN_A_BUFFER = Buffered(3)
 
 
-def facts(
-    count: int, *, opened: float | None = 100.0, live: int = 4, awaited: int | None = None, formed: bool = True
-) -> RoundFacts:
-    """A round whose contributors all live, unless `awaited` says otherwise."""
+def facts(count: int, *, live: int = 4, awaited: int | None = None, formed: bool = True, unfit: int = 0) -> RoundFacts:
+    """A round that was opened at 100 and whose contributors all live, unless `awaited` says otherwise."""
     awaited = max(live - count, 0) if awaited is None else awaited
-    return RoundFacts(count, opened if count else None, live, awaited, formed)
+    return RoundFacts(count, 100.0 if count else None, live, awaited, formed, unfit)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +57,11 @@ def facts(
         (facts(1, live=1), FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 1)),
         # ... and never closes a round of nothing, even when nobody lives.
         (facts(0, live=1), FOUR, Decision(False, "WAITING_FOR_QUORUM", 1)),
-        (facts(0, live=0), FOUR, Decision(False, "WAITING_FOR_QUORUM", 1)),
+        (facts(0, live=0, formed=False), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
         (facts(1, live=0), FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 1)),
+        # Who lives, but is not awaited, may be one more or not.
+        (facts(1, live=3, awaited=0), FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 1)),
+        (facts(1, live=4, awaited=1), FOUR, Decision(False, "WAITING_FOR_QUORUM", 2)),
         # Contributors that died since count, but stand for nobody who is still awaited.
         (facts(2, live=2, awaited=2), FOUR, Decision(False, "WAITING_FOR_QUORUM", 4)),
         (facts(2, live=2, awaited=1), FOUR, Decision(False, "WAITING_FOR_QUORUM", 3)),
@@ -82,15 +84,25 @@ def facts(
         (facts(2, live=1, awaited=0), THREE_IN_A_BUFFER, Decision(False, "BUFFERED", 3)),
         (facts(2, live=0, awaited=0, formed=False), THREE_IN_A_BUFFER, Decision(False, "BUFFERED", 3)),
         (facts(3, live=1, awaited=0), THREE_IN_A_BUFFER, Decision(True, "BUFFER_FULL", 3)),
-        # Robust: enough for the quorum is enough; what ends early with too few is refused.
-        (facts(4), MEDIAN_OF_FOUR, Decision(True, "QUORUM_REACHED", 4)),
-        (facts(3, live=3), MEDIAN_OF_FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 3)),
-        (facts(2, live=2), MEDIAN_OF_FOUR, Decision(True, "COHORT_TOO_SMALL", 2, None, True)),
-        (facts(1, live=1), MEDIAN_OF_FOUR, Decision(True, "COHORT_TOO_SMALL", 1, None, True)),
+        # Robust: enough for the quorum is enough; with too few from all that live it waits for others to join.
+        (facts(4), MEDIAN_OF_FOUR_PATIENT, Decision(True, "QUORUM_REACHED", 4)),
+        (facts(3, live=3), MEDIAN_OF_FOUR_PATIENT, Decision(True, "ALL_LIVE_CONTRIBUTED", 3)),
+        (facts(2, live=2), MEDIAN_OF_FOUR_PATIENT, Decision(False, "WAITING_FOR_COHORT", 3)),
+        (facts(1, live=1), MEDIAN_OF_FOUR_PATIENT, Decision(False, "WAITING_FOR_COHORT", 3)),
+        (facts(1, live=0), MEDIAN_OF_FOUR_PATIENT, Decision(False, "WAITING_FOR_COHORT", 3)),
         (facts(5, live=5), TRIMMED_OF_SIX, Decision(True, "ALL_LIVE_CONTRIBUTED", 5)),
-        (facts(4, live=4), TRIMMED_OF_SIX, Decision(True, "COHORT_TOO_SMALL", 4, None, True)),
-        (facts(3, live=4), TRIMMED_OF_SIX, Decision(False, "WAITING_FOR_QUORUM", 4)),
-        (facts(0, live=1), MEDIAN_OF_FOUR, Decision(False, "WAITING_FOR_QUORUM", 1)),
+        (facts(4, live=4), TRIMMED_OF_SIX, Decision(False, "WAITING_FOR_COHORT", 5)),
+        (facts(3, live=4), TRIMMED_OF_SIX, Decision(False, "WAITING_FOR_QUORUM", 5)),
+        (facts(0, live=1), MEDIAN_OF_FOUR_PATIENT, Decision(False, "WAITING_FOR_QUORUM", 3)),
+        # What admission kept out stands for contributions, up to as many as the combination bears.
+        (facts(2, live=3, awaited=0, unfit=1), MEDIAN_OF_FOUR_PATIENT, Decision(True, "ALL_LIVE_CONTRIBUTED", 2)),
+        (facts(1, live=3, awaited=0, unfit=2), MEDIAN_OF_FOUR_PATIENT, Decision(False, "WAITING_FOR_COHORT", 3)),
+        (facts(1, live=2, awaited=0, unfit=1), MEDIAN_OF_FOUR_PATIENT, Decision(False, "WAITING_FOR_COHORT", 3)),
+        (facts(4, live=5, awaited=0, unfit=1), TRIMMED_OF_SIX, Decision(True, "ALL_LIVE_CONTRIBUTED", 4)),
+        (facts(3, live=5, awaited=0, unfit=2), TRIMMED_OF_SIX, Decision(True, "ALL_LIVE_CONTRIBUTED", 3)),
+        (facts(3, live=4, awaited=0, unfit=1), TRIMMED_OF_SIX, Decision(False, "WAITING_FOR_COHORT", 4)),
+        (facts(2, live=5, awaited=0, unfit=3), TRIMMED_OF_SIX, Decision(False, "WAITING_FOR_COHORT", 5)),
+        (facts(1, live=5, awaited=0, unfit=4), FOUR, Decision(True, "ALL_LIVE_CONTRIBUTED", 1)),
     ],
 )
 def test_decision_without_timeout(open_round: RoundFacts, policy: Policy, want: Decision) -> None:
@@ -126,6 +138,17 @@ def test_decision_with_a_timeout_of_ten_seconds(now: float, open_round: RoundFac
 )
 def test_a_robust_round_that_runs_out_of_time_with_too_few_is_refused(now: float, count: int, want: Decision) -> None:
     assert decide(now, facts(count), MEDIAN_OF_FOUR) == want
+
+
+@pytest.mark.parametrize(
+    ("now", "want"),
+    [
+        (109.9, Decision(False, "WAITING_FOR_COHORT", 3, 110.0)),
+        (110.0, Decision(True, "COHORT_TOO_SMALL", 3, None, True)),
+    ],
+)
+def test_a_robust_round_waits_for_its_cohort_until_its_time_is_up(now: float, want: Decision) -> None:
+    assert decide(now, facts(2, live=2), MEDIAN_OF_FOUR) == want
 
 
 @pytest.mark.parametrize(
@@ -182,17 +205,32 @@ def test_what_a_policy_asks_of_a_round(
     policy: Policy, size: int, fewest: int, limit: int | None, combine: Combine
 ) -> None:
     assert (round_size(policy), smallest_cohort(policy)) == (size, fewest)
-    assert (staleness_limit(policy), combination(policy)) == (limit, combine)
+    assert staleness_limit(policy) == limit
+    assert combination(policy, size, unfit_count=0) == combine
+
+
+@pytest.mark.parametrize(
+    ("count", "unfit", "trim_count"),
+    [(6, 0, 2), (5, 0, 2), (5, 3, 2), (4, 1, 1), (4, 2, 1), (3, 2, 1)],
+)
+def test_a_trimmed_mean_trims_what_there_is_room_for(count: int, unfit: int, trim_count: int) -> None:
+    assert combination(TRIMMED_OF_SIX, count, unfit) == Combine("trimmed_mean", trim_count)
+
+
+@pytest.mark.parametrize(("count", "unfit"), [(3, 0), (2, 1), (3, 2)])
+def test_a_median_is_one_of_however_many(count: int, unfit: int) -> None:
+    assert combination(MEDIAN_OF_FOUR, count, unfit) == Combine("median", 0)
 
 
 open_rounds = st.builds(
-    lambda count, contributing, awaited, formed: facts(
-        count, live=min(contributing, count) + awaited, awaited=awaited, formed=formed
+    lambda count, others, awaited, formed, unfit: facts(
+        count, live=min(others, count) + awaited + unfit, awaited=awaited, formed=formed, unfit=unfit
     ),
     st.integers(0, 9),
     st.integers(0, 9),
     st.integers(0, 9),
     st.booleans(),
+    st.integers(0, 4),
 )
 policies = st.one_of(
     st.builds(Synchronous, quorum=st.integers(1, 9), timeout_seconds=st.none() | st.floats(0.1, 1e3)),
@@ -264,6 +302,12 @@ def test_the_time_to_look_again_is_when_the_answer_changes(now: float, open_roun
         (facts(0, live=0, formed=False), Asynchronous(), ""),
         (facts(1, live=2, formed=False), THREE_IN_A_BUFFER, ""),
         (facts(1, live=3, formed=True), MEDIAN_OF_FOUR, "2 more contributions to the round, which needs 3"),
+        (
+            facts(2, live=2, formed=True),
+            MEDIAN_OF_FOUR,
+            "1 more worker to join: a median needs 3 contributions, 2 live",
+        ),
+        (facts(2, live=0, formed=True), MEDIAN_OF_FOUR, ""),
     ],
 )
 def test_a_run_says_which_workers_it_waits_for(open_round: RoundFacts, policy: Policy, want: str) -> None:
@@ -278,6 +322,16 @@ def test_a_run_says_which_workers_it_waits_for(open_round: RoundFacts, policy: P
         (facts(0, live=0, formed=False), FOUR, ""),
         (facts(0, live=5, formed=False), FOUR, ""),
         (facts(0, live=1, formed=False), BoundedStaleness(1), ""),
+        (facts(0, live=3), MEDIAN_OF_FOUR, ""),
+        (facts(0, live=1), MEDIAN_OF_FOUR, "2 more workers to join: a median needs 3 contributions, 1 live"),
+        (facts(0, live=4), TRIMMED_OF_SIX, "1 more worker to join: a trimmed mean needs 5 contributions, 4 live"),
+        # A bad one that was kept out stands for a contribution, but needs a good one beside it.
+        (facts(2, live=3, awaited=0, unfit=1), MEDIAN_OF_FOUR, ""),
+        (
+            facts(3, live=4, awaited=0, unfit=1),
+            TRIMMED_OF_SIX,
+            "1 more worker to join: a trimmed mean needs 5 contributions, 4 live",
+        ),
     ],
 )
 def test_workers_are_missing_only_while_some_wait_for_others(open_round: RoundFacts, policy: Policy, want: str) -> None:
@@ -336,24 +390,19 @@ def test_a_staleness_for_each_contribution_is_demanded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("was_formed", "live_count", "policy", "want"),
+    ("live_count", "policy", "want"),
     [
-        (False, 3, FOUR, False),
-        (False, 4, FOUR, True),
-        (False, 5, FOUR, True),
-        # Once formed, a run stays so until it is empty.
-        (True, 1, FOUR, True),
-        (True, 0, FOUR, False),
-        (False, 0, FOUR, False),
-        (True, 4, Asynchronous(), False),
-        (True, 4, BoundedStaleness(0), False),
-        (True, 4, THREE_IN_A_BUFFER, False),
+        (3, FOUR, False),
+        (4, FOUR, True),
+        (5, FOUR, True),
+        (0, FOUR, False),
+        (4, Asynchronous(), False),
+        (4, BoundedStaleness(0), False),
+        (4, THREE_IN_A_BUFFER, False),
     ],
 )
-def test_a_run_is_formed_from_its_first_quorum_until_it_is_empty(
-    was_formed: bool, live_count: int, policy: Policy, want: bool
-) -> None:
-    assert is_formed(was_formed, live_count, policy) == want
+def test_a_run_is_formed_once_its_quorum_is_alive(live_count: int, policy: Policy, want: bool) -> None:
+    assert is_formed(live_count, policy) == want
 
 
 @pytest.mark.parametrize(

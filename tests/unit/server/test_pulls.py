@@ -56,7 +56,7 @@ async def test_pull_that_waits_goes_on_when_the_slowest_does_or_is_gone(how: str
         "contribution": lambda: bench.submit("b", b, 1),
         "leave": lambda: bench.run.leave("b", b),
         "expiry": lambda: bench.clock.advance_to(5),
-        "eviction": lambda: bench.run.evict("b", "too slow", None),
+        "eviction": lambda: bench.run.evict("b", "too slow", None, request_id=""),
         "policy": lambda: bench.run.update(RunUpdate(policy=Asynchronous()), request_id=""),
     }
     ways[how]()

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from kedge import optim
-from kedge.policies import Admission, Synchronous
+from kedge.policies import Admission, Buffered, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
 from kedge_server.core.plan import Plan, plan
 from kedge_server.engine.limits import Limits
 from kedge_server.engine.registry import NewRun, Registry
-from kedge_server.engine.run import RunEngine
+from kedge_server.engine.run import RunEngine, RunUpdate
 
 LIMITS = Limits(
     contributions_per_run=4096,
@@ -93,6 +93,20 @@ async def test_model_larger_than_allowed_is_refused(registry: Registry) -> None:
     with pytest.raises(KedgeError) as caught:
         await registry.find_created(new("a", count=1001))
     assert caught.value.reason == "RUN_TOO_LARGE"
+
+
+async def test_quorum_of_more_workers_than_allowed_is_refused(registry: Registry) -> None:
+    room_for_four = replace(new("a"), policy=Synchronous(4))
+    with pytest.raises(KedgeError, match=r"a quorum of 5 workers .* limits\.workers_per_run is 4") as caught:
+        await registry.find_created(replace(room_for_four, policy=Synchronous(5)))
+    assert (caught.value.reason, caught.value.metadata["limit"]) == ("RUN_TOO_LARGE", "4")
+
+    run = await create(registry, room_for_four)
+    with pytest.raises(KedgeError, match="a quorum of 5 workers"):
+        registry.update(run, RunUpdate(policy=Synchronous(5)), request_id="")
+    assert run.policy == Synchronous(4)
+    registry.update(run, RunUpdate(policy=Buffered(5)), request_id="")
+    assert run.policy == Buffered(5)
 
 
 async def test_initial_weights_are_copied_out_of_the_staging_buffer(registry: Registry) -> None:

@@ -64,8 +64,7 @@ def weights_at(step: int, pushed: list[Pushed]) -> float:
 
 
 def result_of(pushed: Pushed) -> PushResult | None:
-    outcome = pushed.contribution.outcome
-    return outcome.result() if outcome.done() else None
+    return pushed.contribution.result
 
 
 class RunMachine(RuleBasedStateMachine):
@@ -155,7 +154,7 @@ class RunMachine(RuleBasedStateMachine):
     @rule(name=NAMES, block_seconds=st.sampled_from([None, 2.0]))
     def evict(self, name: str, block_seconds: float | None) -> None:
         def evict() -> None:
-            self.bench.run.evict(name, "the test says so", block_seconds)
+            self.bench.run.evict(name, "the test says so", block_seconds, request_id="")
 
         if name not in self.leases:
             assert self.fails(evict) == "WORKER_NOT_FOUND"

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,30 +20,54 @@ class Objection(NamedTuple):
 
 
 class Norms:
-    """Those of the contributions that were taken last; what outliers are judged by."""
+    """Those that one worker sent last under its lease.
+
+    Attributes:
+        has_sent_outlier: whether the last one was far above the others'.
+    """
 
     def __init__(self) -> None:
+        self.has_sent_outlier = False
         self._last: deque[float] = deque(maxlen=OUTLIER_WINDOW)
 
-    def add(self, gradient: np.ndarray) -> None:
-        """Takes that of a contribution."""
-        self._last.append(_norm(gradient))
+    def __len__(self) -> int:
+        return len(self._last)
 
-    def objection(self, gradient: np.ndarray, admission: Admission) -> Objection | None:
-        """What there is against a gradient's values, if anything."""
-        if not np.isfinite(gradient).all():
-            return Objection("NON_FINITE_GRADIENT", "the gradient holds a NaN or an infinity: skip the batch")
+    @property
+    def median(self) -> float:
+        """Its vote on what is usual."""
+        return float(np.median(self._last))
+
+    def add(self, gradient: np.ndarray, objection: Objection | None) -> None:
+        """Takes that of a gradient, whatever became of it; zero, or one that float32 cannot hold, says nothing."""
         norm = _norm(gradient)
-        if norm**2 > _FLOAT32_MAX:
-            return Objection("GRADIENT_TOO_LARGE", f"float32 cannot hold the square of the norm {norm:g}")
-        if admission.max_norm is not None and norm > admission.max_norm:
-            return Objection("NORM_ABOVE_LIMIT", f"the norm is {norm:g}, max_norm is {admission.max_norm:g}: clip it")
-        if admission.outlier_factor is None or len(self._last) < OUTLIER_WARM_UP:
-            return None
-        limit = admission.outlier_factor * float(np.median(self._last))
-        if norm > limit > 0:  # beside zeros everything would be far out
-            return Objection("NORM_OUTLIER", f"the norm is {norm:g}, the last ones allow {limit:g}: look at the data")
+        if not 0 < norm**2 <= _FLOAT32_MAX:
+            return
+        self._last.append(norm)
+        self.has_sent_outlier = objection is not None and objection.reason == "NORM_OUTLIER"
+
+
+def objection_to(gradient: np.ndarray, admission: Admission, sent: Sequence[Norms]) -> Objection | None:
+    """What there is against a gradient's values, if anything, beside what the live workers have sent."""
+    if not np.isfinite(gradient).all():
+        return Objection("NON_FINITE_GRADIENT", "the gradient holds a NaN or an infinity: skip the batch")
+    norm = _norm(gradient)
+    if norm**2 > _FLOAT32_MAX:
+        return Objection("GRADIENT_TOO_LARGE", f"float32 cannot hold the square of the norm {norm:g}")
+    if admission.max_norm is not None and norm > admission.max_norm:
+        return Objection("NORM_ABOVE_LIMIT", f"the norm is {norm:g}, max_norm is {admission.max_norm:g}: clip it")
+    if admission.outlier_factor is None or sum(len(norms) for norms in sent) < OUTLIER_WARM_UP:
         return None
+    limit = admission.outlier_factor * float(np.median([norms.median for norms in sent if len(norms)]))
+    if norm > limit:
+        return Objection("NORM_OUTLIER", f"the norm is {norm:g}, the last ones allow {limit:g}: look at the data")
+    return None
+
+
+def most_sent_outliers(sent: Sequence[Norms]) -> bool:
+    """Whether it is the run that has changed, rather than one of its workers."""
+    last = [norms.has_sent_outlier for norms in sent if len(norms)]
+    return 2 * sum(last) > len(last)
 
 
 def _norm(gradient: np.ndarray) -> float:

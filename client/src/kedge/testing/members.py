@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kedge.testing.admission import Norms
 from kedge.testing.ledger import Entry, Ledger
 from kedge.transport import Lease, WorkerStatus
 from kedge.wire.errors import KedgeError
@@ -13,14 +14,16 @@ class Member:
     """A worker that holds a lease, or did."""
 
     lease: Lease
+    joined_at: float
     expires_at: float
     clock: int
     """Under `BoundedStaleness`; otherwise 0."""
+    unfit_in_a_row: int
+    """Its last contributions that were rejected for their values, also those under earlier leases of its name."""
     ledger: Ledger = field(default_factory=Ledger)
+    norms: Norms = field(default_factory=Norms)
     applied_count: int = 0
     rejected_count: int = 0
-    unfit_in_a_row: int = 0
-    """Its last contributions that were rejected for their values."""
     last: Entry | None = None
     eviction_cause: str | None = None
 
@@ -79,7 +82,9 @@ class Members:
         """Takes a worker in; the answer is the one of the same name that loses its lease by it."""
         superseded = self.live.get(lease.worker)
         clock = superseded.clock if superseded else self.slowest_clock or 0
-        member = Member(lease, now + lease.lease_seconds, clock)
+        earlier = self._ever.get((lease.worker, self._epochs.get(lease.worker, 0)))
+        unfit_in_a_row = earlier.unfit_in_a_row if earlier else 0
+        member = Member(lease, now, now + lease.lease_seconds, clock, unfit_in_a_row)
         self.live[lease.worker] = self._ever[lease.worker, lease.epoch] = member
         self._epochs[lease.worker] = lease.epoch
         return superseded
@@ -116,6 +121,17 @@ class Members:
         """Who holds a lease, or did; None if nobody ever did."""
         return self._ever.get((lease.worker, lease.epoch))
 
+    def check_not_evicted(self, lease: Lease) -> None:
+        """Refuses a lease that was ended from outside.
+
+        Raises:
+            KedgeError: WORKER_EVICTED.
+        """
+        worker, member = lease.worker, self.find(lease)
+        if member is not None and member.eviction_cause is not None:
+            cause = member.eviction_cause
+            raise KedgeError("WORKER_EVICTED", f"{worker} was evicted: {cause}", worker=worker, cause=cause)
+
     def renew(self, lease: Lease, now: float) -> Member:
         """Renews a lease.
 
@@ -127,9 +143,7 @@ class Members:
         current = self._epochs.get(worker)
         if current is None:
             raise KedgeError("WORKER_NOT_FOUND", f"{worker} has not joined: join first", worker=worker)
-        if member is not None and member.eviction_cause is not None:
-            cause = member.eviction_cause
-            raise KedgeError("WORKER_EVICTED", f"{worker} was evicted: {cause}", worker=worker, cause=cause)
+        self.check_not_evicted(lease)
         if member is None or current != epoch:
             message = f"{worker} was joined again by another process, in epoch {current}"
             raise KedgeError("WORKER_SUPERSEDED", message, worker=worker, epoch=epoch, current_epoch=current)

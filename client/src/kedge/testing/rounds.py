@@ -1,6 +1,6 @@
 """The open round: when it closes, and what gradient its contributions become."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ class Round:
 
     entries: list[Entry] = field(default_factory=list)
     began_at: float = 0.0
+    """When the first came."""
     unfit: set[str] = field(default_factory=set)
-    """The workers that have sent nothing for it but what was rejected for its values."""
+    """The workers that have sent for it what was rejected for its values."""
 
     @property
     def contributors(self) -> set[str]:
@@ -29,22 +30,16 @@ class Round:
         if not self.entries:
             self.began_at = now
         self.entries.append(entry)
-        self.unfit.discard(entry.push.lease.worker)
-
-    def note_unfit(self, worker: str) -> None:
-        """Takes note that a worker sent what cannot be taken."""
-        if worker not in self.contributors:
-            self.unfit.add(worker)
 
 
 class Circumstances(NamedTuple):
     """What decides on a round besides its contributions."""
 
     policy: Policy
-    live: Collection[str]
-    """The workers that hold a lease."""
-    is_formed: bool
-    """Whether a quorum of them has been there at one time since there were none."""
+    joined_at: Mapping[str, float]
+    """When each worker that holds a lease took it."""
+    formed_at: float | None
+    """When a quorum of them was there at one time; None if it was not since there were none."""
 
 
 def closing_reason(held: Round, about: Circumstances, now: float) -> str | None:
@@ -65,6 +60,14 @@ def closing_reason(held: Round, about: Circumstances, now: float) -> str | None:
             return "TIMEOUT" if timeout is not None and now >= held.began_at + timeout else None
 
 
+def holding_reason(held: Round, about: Circumstances) -> str:
+    """Why a round that has contributions does not close."""
+    if isinstance(about.policy, Buffered):
+        return "BUFFERED"
+    is_waited_for = about.formed_at is None or _awaited(held, about)
+    return "WAITING_FOR_QUORUM" if is_waited_for else "WAITING_FOR_COHORT"
+
+
 def required_count(held: Round, about: Circumstances) -> int:
     """How many contributions close the round."""
     match about.policy:
@@ -73,35 +76,79 @@ def required_count(held: Round, about: Circumstances) -> int:
         case Buffered(size=size):
             return size
         case Synchronous(quorum=quorum):
-            awaited = set(about.live) - held.contributors - held.unfit
-            return min(quorum, len(held.entries) + len(awaited)) if about.is_formed else quorum
+            if about.formed_at is None:
+                return quorum
+            return max(_fewest(held, about), min(quorum, len(held.entries) + len(_awaited(held, about))))
 
 
-def workers_awaited(about: Circumstances) -> str:
+def lacking(held: Round, about: Circumstances) -> int:
+    """How many contributions the round is short of for a step."""
+    return max(0, _fewest(held, about) - len(held.entries))
+
+
+def workers_awaited(held: Round, about: Circumstances) -> str:
     """How many workers the run waits for, in words; empty if it does not."""
-    if not isinstance(about.policy, Synchronous) or about.is_formed or not about.live:
+    live = len(about.joined_at)
+    if not isinstance(about.policy, Synchronous) or not live:
         return ""
-    quorum, live = about.policy.quorum, len(about.live)
-    missing = quorum - live
-    return f"{missing} more worker{'s' * (missing > 1)} to join: the quorum is {quorum}, {live} live"
+    if about.formed_at is None:
+        missing, why = about.policy.quorum - live, f"the quorum is {about.policy.quorum}"
+    else:
+        missing, fewest = _short_of(held, about), fewest_contributions(about.policy.combine, about.policy.trim_count)
+        why = f"a {about.policy.combine.replace('_', ' ')} needs {fewest} contributions"
+    return f"{missing} more worker{'s' * (missing > 1)} to join: {why}, {live} live" if missing > 0 else ""
 
 
 def contributions_awaited(held: Round, about: Circumstances) -> str:
     """How many contributions a round that has some waits for, in words; empty where nobody waits for them."""
-    if not isinstance(about.policy, Synchronous) or not held.entries or not about.live:
+    if not isinstance(about.policy, Synchronous) or not held.entries or not about.joined_at:
         return ""
     required = required_count(held, about)
     missing = required - len(held.entries)
     return f"{missing} more contribution{'s' * (missing > 1)} to the round, which needs {required}"
 
 
-def lacking(held: Round, policy: Policy) -> int:
-    """How many contributions the round is short of for a step; bad ones that were kept out may stand for some."""
+def _awaited(held: Round, about: Circumstances) -> set[str]:
+    """The workers that the round of a run that has formed waits for.
+
+    Whoever joined later may contribute, but may as well never do. Whoever sent a bad gradient need not send another,
+    unless all have.
+    """
+    assert about.formed_at is not None
+    since = max(held.began_at, about.formed_at)
+    there = {worker for worker, joined_at in about.joined_at.items() if joined_at <= since}
+    excused = held.unfit if held.contributors - held.unfit else set()
+    return there - held.contributors - excused
+
+
+def _fewest(held: Round, about: Circumstances) -> int:
+    """How many contributions make a step at least."""
+    policy = about.policy
     if not isinstance(policy, Synchronous | Buffered):
-        return 0
-    borne = policy.trim_count if policy.combine == "trimmed_mean" else len(held.entries) - 1
-    counted = len(held.entries) + (len(held.unfit) if len(held.unfit) <= borne else 0)
-    return max(0, fewest_contributions(policy.combine, policy.trim_count) - counted)
+        return 1
+    fewest = fewest_contributions(policy.combine, policy.trim_count)
+    return max(1, fewest - _stand_ins(_kept_out(held, about), len(held.entries), policy))
+
+
+def _short_of(held: Round, about: Circumstances) -> int:
+    """How many good workers have to join before those who live can make a step, if the bad ones stay so."""
+    policy, kept_out = about.policy, _kept_out(held, about)
+    assert isinstance(policy, Synchronous)
+    fewest, good = fewest_contributions(policy.combine, policy.trim_count), len(about.joined_at) - kept_out
+    enough = (more for more in range(fewest) if good + more + _stand_ins(kept_out, good + more, policy) >= fewest)
+    return next(enough, fewest)
+
+
+def _kept_out(held: Round, about: Circumstances) -> int:
+    """The live workers of which the round has nothing but bad gradients."""
+    is_counted = isinstance(about.policy, Synchronous)
+    return len((held.unfit & about.joined_at.keys()) - held.contributors) if is_counted else 0
+
+
+def _stand_ins(kept_out: int, count: int, policy: Synchronous | Buffered) -> int:
+    """The bad gradients kept out that stand for contributions: no more than the combination of so many had borne."""
+    borne = policy.trim_count if policy.combine == "trimmed_mean" else count - 1
+    return kept_out if kept_out <= borne else 0
 
 
 def staleness_limit(policy: Policy) -> int | None:
@@ -127,7 +174,7 @@ def combined(held: Round, policy: Policy) -> np.ndarray:
         case Synchronous(combine="median") | Buffered(combine="median"):
             return np.asarray(np.median(scaled, axis=0))
         case Synchronous(combine="trimmed_mean", trim_count=count) | Buffered(combine="trimmed_mean", trim_count=count):
-            trim = count - len(held.unfit) if len(held.unfit) <= count else count
+            trim = min(count, (len(scaled) - 1) // 2)  # fewer if bad ones, which were kept out, stand for the rest
             return np.asarray(np.sort(scaled, axis=0)[trim : len(scaled) - trim].mean(axis=0))
     counts = [entry.push.example_count for entry in ordered]
     return sum((g * n for g, n in zip(scaled, counts, strict=True)), np.zeros(())) / sum(counts)

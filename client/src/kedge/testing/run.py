@@ -7,7 +7,7 @@ import numpy as np
 
 from kedge.policies import Admission, Policy, Synchronous
 from kedge.testing import rounds
-from kedge.testing.admission import Norms, Objection
+from kedge.testing.admission import Norms, Objection, most_sent_outliers, objection_to
 from kedge.testing.clocks import Gap, gap_of, slowest_awaited
 from kedge.testing.events import EventLog
 from kedge.testing.ledger import Entry
@@ -29,6 +29,7 @@ class FakeRun:
         model: its weights.
         members: its workers.
         events: what happened to it.
+        evictions_answered: the ids of the requests for one, each of which is answered once.
     """
 
     def __init__(self, new: NewRun, weights: np.ndarray) -> None:
@@ -39,9 +40,9 @@ class FakeRun:
         self.model = Model(new, weights)
         self.members = Members()
         self.events = EventLog()
+        self.evictions_answered: set[str] = set()
         self._create_time = datetime.now(UTC)
-        self._norms = Norms()
-        self._is_formed = False
+        self._formed_at: float | None = None
         self._round = Round()
         self._slowest_clock: int | None = None
         self._barrier = self.newest
@@ -126,16 +127,23 @@ class FakeRun:
         self.advance(now)
         return entry
 
+    @property
+    def holding_reason(self) -> str:
+        """Why what the open round holds waits."""
+        return rounds.holding_reason(self._round, self._circumstances)
+
     def advance(self, now: float) -> None:
         """Does what is due at `now`: ends leases and the round, and tells of it."""
         for member in self.members.expire(now):
             self._tell_of("evicted", member.lease, "LEASE_EXPIRED", "its lease ran out without a heartbeat")
-        live = len(self.members.live)
-        quorum = self.policy.quorum if isinstance(self.policy, Synchronous) else 0
-        self._is_formed = live > 0 and (self._is_formed or live >= quorum)
+        has_quorum = isinstance(self.policy, Synchronous) and len(self.members.live) >= self.policy.quorum
+        if self._formed_at is None and has_quorum:
+            self._formed_at = now
         reason = rounds.closing_reason(self._round, self._circumstances, now)
         if reason is not None:
             self._close(reason)
+        if not self.members.live:  # only now: what the last one had contributed is still made a step of
+            self._formed_at = None
         self._note_slowest()
         self._note_workers_awaited()
 
@@ -148,7 +156,7 @@ class FakeRun:
         if self._round.entries:
             self._close("POLICY_CHANGED")
         self.policy = policy
-        self._is_formed = False  # but for those who are there
+        self._formed_at = None
         for member in self.members.live.values():
             member.clock = 0
         self._barrier = self.newest
@@ -190,7 +198,7 @@ class FakeRun:
     def _waiting_for(self) -> str:
         about = self._circumstances
         return (
-            rounds.workers_awaited(about)
+            rounds.workers_awaited(self._round, about)
             or rounds.contributions_awaited(self._round, about)
             or slowest_awaited(self.members, self.policy)
         )
@@ -199,7 +207,12 @@ class FakeRun:
 
     @property
     def _circumstances(self) -> Circumstances:
-        return Circumstances(self.policy, self.members.live.keys(), self._is_formed)
+        joined_at = {name: member.joined_at for name, member in self.members.live.items()}
+        return Circumstances(self.policy, joined_at, self._formed_at)
+
+    @property
+    def _norms(self) -> list[Norms]:
+        return [member.norms for member in self.members.live.values()]
 
     def _check(self, push: Push) -> None:
         if push.example_count < 1:
@@ -215,18 +228,18 @@ class FakeRun:
 
     def _judge(self, entry: Entry, member: Member, now: float) -> None:
         gap = self.gap(entry.push.lease.worker)
-        unfit = self._norms.objection(entry.gradient, self.admission)
+        unfit = objection_to(entry.gradient, self.admission, self._norms)
         objection = unfit or self._untimely(entry, gap)
+        member.norms.add(entry.gradient, unfit)
         if gap is not None and not gap.is_over:
             member.clock += 1
         if objection is None:
             member.unfit_in_a_row = 0
-            self._norms.add(entry.gradient)
             self._round.add(entry, now)
             return
         self._reject(entry, objection)
         if unfit is not None:
-            self._round.note_unfit(entry.push.lease.worker)
+            self._round.unfit.add(entry.push.lease.worker)
             self._count_unfit(member, unfit, now)
 
     def _untimely(self, entry: Entry, gap: Gap | None) -> Objection | None:
@@ -242,6 +255,8 @@ class FakeRun:
 
     def _count_unfit(self, member: Member, objection: Objection, now: float) -> None:
         """Sends a worker away of which too many gradients in a row were rejected for their values."""
+        if objection.reason == "NORM_OUTLIER" and most_sent_outliers(self._norms):
+            return
         member.unfit_in_a_row += 1
         limit, count = self.admission.quarantine_after, member.unfit_in_a_row
         if limit is not None and count >= limit:
@@ -251,8 +266,8 @@ class FakeRun:
 
     def _close(self, reason: str) -> None:
         """Makes a step of the round, or refuses it."""
+        lacking = rounds.lacking(self._round, self._circumstances)
         ended, self._round = self._round, Round()
-        lacking = rounds.lacking(ended, self.policy)
         if lacking:
             count = len(ended.entries)
             message = f"the round ended ({reason}) with {count} contributions, its combination needs {lacking} more"
@@ -299,7 +314,7 @@ class FakeRun:
             self._barrier = self.newest
 
     def _note_workers_awaited(self) -> None:
-        awaited = rounds.workers_awaited(self._circumstances)
+        awaited = rounds.workers_awaited(self._round, self._circumstances)
         if awaited != self._workers_awaited:
             self._workers_awaited = awaited
             if awaited:

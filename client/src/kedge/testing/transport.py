@@ -109,12 +109,15 @@ class FakeTransport:
             self._changed.notify_all()
             return held.step + 1
 
-    def evict(self, worker: str, cause: str, block_seconds: float | None) -> None:
-        """Ends a worker's lease from outside."""
+    def evict(self, worker: str, cause: str, block_seconds: float | None, *, request_id: str) -> None:
+        """Ends a worker's lease from outside, once for each request id."""
         _check_eviction(cause, block_seconds)
         with self._changed:
-            self._run(parse_worker(worker).run).evict(worker, cause, block_seconds or 0.0, self._clock())
-            self._changed.notify_all()
+            run = self._run(parse_worker(worker).run)
+            if request_id not in run.evictions_answered:
+                run.evict(worker, cause, block_seconds or 0.0, self._clock())
+                run.evictions_answered |= {request_id} - {""}
+                self._changed.notify_all()
 
     def watch(self, run: str, start: WatchStart) -> FakeWatch:
         """Tells what happens to a run."""
@@ -182,6 +185,8 @@ class FakeTransport:
             entry = run.contribute(push._replace(arrays=()), through_wire(push.arrays, push.dtype), self._clock())
             self._changed.notify_all()
             self._wait(run, lambda: _is_answerable(run, entry), push.wait_seconds)
+            if entry.result is None:
+                run.members.check_not_evicted(push.lease)
             result = entry.result or _deferred(run, entry)
             return result, self._pull(run, push.pull, push.lease.worker) if push.pull else None
 
@@ -276,13 +281,18 @@ def _check_eviction(cause: str, block_seconds: float | None) -> None:
 
 
 def _is_answerable(run: FakeRun, entry: Entry) -> bool:
-    return entry.result is not None or isinstance(run.policy, Buffered)
+    member = run.members.find(entry.push.lease)
+    is_evicted = member is not None and member.eviction_cause is not None
+    return entry.result is not None or isinstance(run.policy, Buffered) or is_evicted
+
+
+_HELD = {
+    "BUFFERED": "it waits in the buffer: go on",
+    "WAITING_FOR_QUORUM": "its round is open: push it again",
+    "WAITING_FOR_COHORT": "its round has too few for its combination, and waits for more workers: push it again",
+}
 
 
 def _deferred(run: FakeRun, entry: Entry) -> PushResult:
-    reason, message = (
-        ("BUFFERED", "it waits in the buffer: go on")
-        if isinstance(run.policy, Buffered)
-        else ("WAITING_FOR_QUORUM", "its round is open: push it again")
-    )
-    return PushResult("deferred", reason, run.step, entry.staleness, message)
+    reason = run.holding_reason
+    return PushResult("deferred", reason, run.step, entry.staleness, _HELD[reason])

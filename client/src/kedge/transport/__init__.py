@@ -121,8 +121,8 @@ class Transport(Protocol):
         """Changes the aggregation or the admission of a live run; the answer is the next step to be made."""
         ...
 
-    def evict(self, worker: str, cause: str, block_seconds: float | None) -> None:
-        """Ends a worker's lease from outside; nobody may join under its name for so long."""
+    def evict(self, worker: str, cause: str, block_seconds: float | None, *, request_id: str) -> None:
+        """Ends a worker's lease from outside; nobody may join under its name for so long. Once for each request id."""
         ...
 
     def watch(self, run: str, start: WatchStart) -> Watch:

@@ -94,7 +94,7 @@ class Channels:
         return self._beats or self._main
 
     def for_beats(self) -> Connection:
-        """The connection for heartbeats. Joining uses it too: only what is there when connections are lost tells of it."""
+        """The connection for heartbeats. Joining makes it: only one that was there can tell that it was lost."""
         with self._changing:
             if self._beats is None:
                 if self._is_closed:

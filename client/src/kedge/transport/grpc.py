@@ -166,9 +166,11 @@ class GrpcTransport:
         answer = run_service_pb2.LeaveRunResponse
         self._call("LeaveRun", request, answer, timeout_seconds=2.0, connection=self._channels.unhindered)
 
-    def evict(self, worker: str, cause: str, block_seconds: float | None) -> None:
+    def evict(self, worker: str, cause: str, block_seconds: float | None, *, request_id: str) -> None:
         """Ends a worker's lease from outside."""
-        request = run_service_pb2.EvictWorkerRequest(worker=worker, cause=cause, block=duration_to_wire(block_seconds))
+        request = run_service_pb2.EvictWorkerRequest(
+            worker=worker, cause=cause, block=duration_to_wire(block_seconds), request_id=request_id
+        )
         self._call("EvictWorker", request, run_service_pb2.EvictWorkerResponse)
 
     def watch(self, run: str, start: WatchStart) -> GrpcWatch:

@@ -33,11 +33,6 @@ def cancelled_error() -> KedgeError:
     return KedgeError("CANCELLED", "the connection was closed by this process: make another with kedge.connect")
 
 
-def closed_error(error: ValueError) -> Exception:
-    """CANCELLED for gRPC's refusal to use a closed channel, which is a bare ValueError; any other error as it is."""
-    return cancelled_error() if "closed channel" in str(error) else error
-
-
 def _error_from_details(call: Any) -> KedgeError | None:
     """The error that the server describes; None if it describes none, as proxies and gRPC itself do not."""
     status = status_pb2.Status()

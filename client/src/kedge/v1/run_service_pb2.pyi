@@ -181,14 +181,16 @@ class LeaveRunResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class EvictWorkerRequest(_message.Message):
-    __slots__ = ("worker", "cause", "block")
+    __slots__ = ("worker", "cause", "block", "request_id")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     worker: str
     cause: str
     block: _duration_pb2.Duration
-    def __init__(self, worker: _Optional[str] = ..., cause: _Optional[str] = ..., block: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, worker: _Optional[str] = ..., cause: _Optional[str] = ..., block: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class EvictWorkerResponse(_message.Message):
     __slots__ = ()

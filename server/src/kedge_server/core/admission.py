@@ -48,20 +48,34 @@ class Rejection(NamedTuple):
 
 
 class NormHistory:
-    """The norms of the contributions that were taken last."""
+    """The norms of what the live workers have sent last. Each worker has one vote, however often it sends."""
 
     def __init__(self) -> None:
-        self._norms: deque[float] = deque(maxlen=OUTLIER_WINDOW)
+        self._norms: dict[str, deque[float]] = {}
+        self._outliers: set[str] = set()
 
-    def add(self, norm: float) -> None:
-        """Takes the norm of a contribution that was taken."""
-        self._norms.append(norm)
+    def add(self, worker_id: str, norm: float, *, is_outlier: bool) -> None:
+        """Takes the norm of what a worker sent, whether it was taken or not. Zeros and infinities say nothing."""
+        if not 0 < norm < math.inf:
+            return
+        self._norms.setdefault(worker_id, deque(maxlen=OUTLIER_WINDOW)).append(norm)
+        (self._outliers.add if is_outlier else self._outliers.discard)(worker_id)
+
+    def forget(self, worker_id: str) -> None:
+        """Forgets a worker that has gone."""
+        self._norms.pop(worker_id, None)
+        self._outliers.discard(worker_id)
+
+    @property
+    def most_are_outliers(self) -> bool:
+        """Whether what most workers sent last was an outlier: then they all have changed."""
+        return 2 * len(self._outliers) > len(self._norms)
 
     def limit(self, factor: float | None) -> float:
         """The greatest norm that is no outlier; infinite while too few are known to judge by."""
-        if factor is None or len(self._norms) < OUTLIER_WARM_UP:
+        if factor is None or sum(map(len, self._norms.values())) < OUTLIER_WARM_UP:
             return math.inf
-        return factor * statistics.median(self._norms) or math.inf  # beside zeros everything would be far out
+        return factor * statistics.median(statistics.median(norms) for norms in self._norms.values())
 
 
 class Inspection:

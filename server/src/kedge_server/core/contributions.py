@@ -40,7 +40,9 @@ class Round:
     worker_ids: set[str] = field(default_factory=set)
     """Who has contributed."""
     unfit_worker_ids: set[str] = field(default_factory=set)
-    """Who has sent nothing for it but what was rejected for its values: nobody waits for them."""
+    """Who has sent for it what was rejected for its values."""
+    unfit_count: int = 0
+    """When it has closed: the live ones of those that had not contributed after all."""
     opened_at_seconds: float | None = None
     close_reason: str = ""
     step: int = 0
@@ -52,17 +54,16 @@ class Round:
             self.opened_at_seconds = now_seconds
         self.contributions.append(contribution)
         self.worker_ids.add(contribution.header.worker_id)
-        self.unfit_worker_ids.discard(contribution.header.worker_id)
         contribution.is_held = True
 
-    def note_unfit(self, worker_id: str) -> None:
-        """Takes note that a worker has sent what cannot be taken."""
-        if worker_id not in self.worker_ids:
-            self.unfit_worker_ids.add(worker_id)
+    @property
+    def excused_worker_ids(self) -> set[str]:
+        """Whom nobody waits for. Once someone has sent nothing but good ones: not at a batch that is bad everywhere."""
+        return self.unfit_worker_ids if self.worker_ids - self.unfit_worker_ids else set()
 
-    def close(self, reason: str, step: int) -> None:
+    def close(self, reason: str, step: int, *, unfit_count: int) -> None:
         """Ends it as a step."""
-        self.close_reason, self.step = reason, step
+        self.close_reason, self.step, self.unfit_count = reason, step, unfit_count
         for contribution in self.contributions:
             contribution.is_held = False
             contribution.on_closed()

@@ -5,10 +5,11 @@ knows no time but what it is told. Invariants: a contribution that is taken is i
 closed, as the next step, or refused; whatever is rejected is in none; sequences are recorded once.
 """
 
+import math
 from collections import Counter
 from typing import NamedTuple, Protocol
 
-from kedge.policies import Admission, BoundedStaleness, Policy
+from kedge.policies import Admission, BoundedStaleness, Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge_server.core import admission as admitting
 from kedge_server.core import rounds
@@ -67,6 +68,7 @@ class Coordinator:
         admission: which gradients are taken.
         leases: its workers.
         closed_step: the rounds that have closed as steps.
+        slowest_clock: under `BoundedStaleness`, the least clock of a live worker.
         barrier_step: under `BoundedStaleness`, the closed step when the slowest worker's clock last rose.
         due_at_seconds: when time alone may make something due, for `advance`; None: never.
         applied_count: contributions that are part of applied steps.
@@ -111,8 +113,9 @@ class Coordinator:
         self._closed: list[Round] = []
         self._pending_count = 0
         self._is_formed = False
+        self._formed_at_seconds = 0.0
         self._norms = admitting.NormHistory()
-        self._slowest_clock = 0
+        self.slowest_clock = 0
         self._missing_workers = ""
 
     # Membership
@@ -127,7 +130,7 @@ class Coordinator:
         superseded = self.leases.of_worker(worker_id)
         lease = self.leases.join(worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds)
         if superseded is not None:
-            self._tell_evicted(superseded, "WORKER_SUPERSEDED", "another process has joined under its name")
+            self._end_evicted(superseded, "WORKER_SUPERSEDED", "another process has joined under its name")
         self._tell("joined", worker_id=worker_id, epoch=epoch)
         self.advance(now_seconds)
         return lease
@@ -148,6 +151,7 @@ class Coordinator:
     def leave(self, worker_id: str, epoch: int, now_seconds: float) -> None:
         """Ends a lease; one that has ended already stays so."""
         if self.leases.leave(worker_id, epoch):
+            self._norms.forget(worker_id)
             self._tell("left", worker_id=worker_id, epoch=epoch)
         self.advance(now_seconds)
 
@@ -235,7 +239,7 @@ class Coordinator:
         self.policy, self._round = policy, Round(policy)
         self._is_formed = False
         self.leases.reset_clocks()
-        self._slowest_clock, self.barrier_step = 0, self.closed_step
+        self.slowest_clock, self.barrier_step = 0, self.closed_step
         self._tell("aggregation_changed", policy=policy)
         self.advance(now_seconds)
 
@@ -250,10 +254,20 @@ class Coordinator:
         lease = self.leases.of_worker(worker_id)
         if lease is None or not isinstance(self.policy, BoundedStaleness):
             return PullGate(True)
-        facts = rounds.PullFacts(lease.clock, self.leases.slowest_clock)
+        facts = rounds.PullFacts(lease.clock, self.slowest_clock)
         is_open, _ = rounds.may_pull(facts, self.policy)
         bound = self.policy.bound
         return PullGate(is_open, self.barrier_step, is_exact=bound == 0, facts=facts, bound=bound)
+
+    def require_not_evicted(self, worker_id: str, epoch: int) -> None:
+        """Lets every epoch through but one that was sent away.
+
+        Raises:
+            KedgeError: WORKER_EVICTED.
+        """
+        lease = self.leases.find(worker_id, epoch)
+        if lease.eviction_cause is not None:
+            self.leases.require_live(lease)
 
     @property
     def is_lockstep(self) -> bool:
@@ -270,7 +284,7 @@ class Coordinator:
             return rounds.waiting_for(self._facts(), self.policy)
         live = self.leases.live
         ahead = max((lease.clock for lease in live), default=0)
-        if ahead - self.leases.slowest_clock <= self.policy.bound:
+        if ahead - self.slowest_clock <= self.policy.bound:
             return ""
         slowest = min(live, key=lambda lease: lease.clock)
         return (
@@ -283,27 +297,33 @@ class Coordinator:
     def advance(self, now_seconds: float) -> None:
         """Does what time, membership and contributions have made due. Every change ends with it."""
         self._expire(now_seconds)
-        self._is_formed = rounds.is_formed(self._is_formed, len(self.leases), self.policy)
+        self._gather(now_seconds)
         decision = self.decide(now_seconds)
         if decision.close and self._round.contributions:
             self._end_round(decision)
             decision = self.decide(now_seconds)
+        # Only now: what the last worker that went had contributed is a round of a formed run.
+        self._is_formed = self._is_formed and bool(self.leases)
         self._note_slowest()
         self._say_what_is_missing()
         moments = [self.leases.next_expiry_seconds, decision.look_again_at_seconds]
         self.due_at_seconds = min((moment for moment in moments if moment is not None), default=None)
 
+    def _gather(self, now_seconds: float) -> None:
+        if not self._is_formed and rounds.is_formed(len(self.leases), self.policy):
+            self._is_formed, self._formed_at_seconds = True, now_seconds
+
     def _expire(self, now_seconds: float) -> bool:
         expired = self.leases.expire(now_seconds)
         for lease in expired:
-            self._tell_evicted(lease, "LEASE_EXPIRED", f"its lease of {lease.duration_seconds:g} s ran out")
+            self._end_evicted(lease, "LEASE_EXPIRED", f"its lease of {lease.duration_seconds:g} s ran out")
         return bool(expired)
 
     def _note_slowest(self) -> None:
         slowest = self.leases.slowest_clock
-        if slowest > self._slowest_clock or not self.leases:
+        if slowest > self.slowest_clock or not self.leases:
             self.barrier_step = self.closed_step
-        self._slowest_clock = slowest
+        self.slowest_clock = slowest
 
     def _say_what_is_missing(self) -> None:
         missing = rounds.missing_workers(self._facts(), self.policy)
@@ -311,13 +331,14 @@ class Coordinator:
             self._tell("waiting", message=missing)
         self._missing_workers = missing
 
-    def _tell_evicted(self, lease: Lease, reason: str, message: str) -> None:
+    def _end_evicted(self, lease: Lease, reason: str, message: str) -> None:
+        self._norms.forget(lease.worker_id)
         self._tell("evicted", worker_id=lease.worker_id, epoch=lease.epoch, reason=reason, message=message)
 
     def _evict(self, lease: Lease, cause: str, block_seconds: float | None, now_seconds: float) -> None:
         until = None if block_seconds is None else now_seconds + block_seconds
         self.leases.evict(lease, cause, until)
-        self._tell_evicted(lease, "WORKER_EVICTED", cause)
+        self._end_evicted(lease, "WORKER_EVICTED", cause)
 
     # The round
 
@@ -326,10 +347,24 @@ class Coordinator:
             contribution_count=len(self._round.contributions),
             opened_at_seconds=self._round.opened_at_seconds,
             live_count=len(self.leases),
-            awaited_count=len(self.leases.live_ids - self._round.worker_ids - self._round.unfit_worker_ids),
+            awaited_count=self._awaited_count(),
             is_formed=self._is_formed,
-            unfit_count=len(self._round.unfit_worker_ids),
+            unfit_count=self._unfit_count(),
         )
+
+    def _awaited_count(self) -> int:
+        """The workers that the round waits for. Who joined since it was opened may come late, or go again."""
+        heard_of = self._round.worker_ids | self._round.excused_worker_ids
+        opened_at = self._round.opened_at_seconds
+        since = math.inf if opened_at is None else max(opened_at, self._formed_at_seconds)
+        return sum(
+            lease.joined_at_seconds <= since for name, lease in self.leases.by_worker.items() if name not in heard_of
+        )
+
+    def _unfit_count(self) -> int:
+        if not isinstance(self.policy, Synchronous):
+            return 0
+        return len((self._round.unfit_worker_ids & self.leases.by_worker.keys()) - self._round.worker_ids)
 
     def _require_takeable(self, lease: Lease, header: ContributionHeader) -> None:
         self.leases.require_live(lease)
@@ -351,6 +386,9 @@ class Coordinator:
         standing = self._standing(lease)
         rules = admitting.Rules(self.policy, self.admission, self._norms)
         rejection = admitting.judge(header, inspection, standing=standing, rules=rules)
+        if inspection.rejection() is None:
+            is_outlier = rejection is not None and rejection.reason == "NORM_OUTLIER"
+            self._norms.add(lease.worker_id, inspection.norm, is_outlier=is_outlier)
         lease.ledger.record(header.sequence, contribution)
         lease.last_staleness, lease.last_loss = contribution.staleness, header.loss
         lease.clock += standing.bound is not None and not standing.is_ahead
@@ -361,14 +399,13 @@ class Coordinator:
                 self._note_unfit(lease, rejection, now_seconds)
             return
         lease.bad_count = 0
-        self._norms.add(inspection.norm)
         self._pending_count += 1
         self._round.add(contribution, now_seconds)
 
     def _standing(self, lease: Lease) -> admitting.Standing:
         bound = self.policy.bound if isinstance(self.policy, BoundedStaleness) else None
         has_contributed = lease.worker_id in self._round.worker_ids
-        return admitting.Standing(self.closed_step, has_contributed, lease.clock, self.leases.slowest_clock, bound)
+        return admitting.Standing(self.closed_step, has_contributed, lease.clock, self.slowest_clock, bound)
 
     def _reject(self, contribution: Contribution, rejection: admitting.Rejection) -> None:
         header = contribution.header
@@ -394,7 +431,9 @@ class Coordinator:
 
     def _note_unfit(self, lease: Lease, rejection: admitting.Rejection, now_seconds: float) -> None:
         """Lets the round go on without a worker that sent what cannot be taken; one that only does so is sent away."""
-        self._round.note_unfit(lease.worker_id)
+        self._round.unfit_worker_ids.add(lease.worker_id)
+        if rejection.reason == "NORM_OUTLIER" and self._norms.most_are_outliers:
+            return  # it is the run that has changed, not this worker
         lease.bad_count += 1
         if self.admission.quarantine_after is None or lease.bad_count < self.admission.quarantine_after:
             return
@@ -402,12 +441,13 @@ class Coordinator:
         self._evict(lease, cause, self.admission.quarantine_seconds, now_seconds)
 
     def _end_round(self, decision: rounds.Decision) -> None:
+        unfit_count = self._unfit_count()
         ended, self._round = self._round, Round(self.policy)
         if decision.refuse:
             self._refuse(ended)
             return
         self.closed_step += 1
-        ended.close(decision.reason, self.closed_step)
+        ended.close(decision.reason, self.closed_step, unfit_count=unfit_count)
         self._closed.append(ended)
 
     def _refuse(self, ended: Round) -> None:

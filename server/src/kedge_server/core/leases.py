@@ -1,7 +1,7 @@
 """Who may contribute: the leases of a run's workers. Time comes in as an argument."""
 
 from collections import OrderedDict
-from collections.abc import KeysView
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ class Lease:
     worker_id: str
     epoch: int
     duration_seconds: float
+    joined_at_seconds: float
     expires_at_seconds: float
     ledger: Ledger[Contribution] = field(default_factory=Ledger)
     applied_count: int = 0
@@ -71,9 +72,9 @@ class LeaseTable:
         return [self._live[worker_id] for worker_id in sorted(self._live)]
 
     @property
-    def live_ids(self) -> KeysView[str]:
-        """The workers that hold a lease."""
-        return self._live.keys()
+    def by_worker(self) -> Mapping[str, Lease]:
+        """The live leases."""
+        return self._live
 
     def of_worker(self, worker_id: str) -> Lease | None:
         """A worker's lease; None if it holds none."""
@@ -99,7 +100,7 @@ class LeaseTable:
         return self._live.get(lease.worker_id) is lease
 
     def join(self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float) -> Lease:
-        """Grants a lease; one that the worker held ends, and hands its clock on.
+        """Grants a lease; one that the worker held ends, and hands its clock on. Bad ones in a row are remembered.
 
         Raises:
             KedgeError: TOO_MANY_WORKERS; WORKER_EVICTED while the name is blocked.
@@ -111,15 +112,27 @@ class LeaseTable:
                 f"{self._run} has {self._worker_limit} workers, as many as limits.workers_per_run allows",
                 limit=self._worker_limit,
             )
-        held = self._live.get(worker_id)
-        clock = self.slowest_clock if held is None else held.clock
+        held, last = self._live.get(worker_id), self._last_of(worker_id)
+        lease = Lease(
+            worker_id,
+            epoch,
+            duration_seconds,
+            joined_at_seconds=now_seconds,
+            expires_at_seconds=now_seconds + duration_seconds,
+            clock=self.slowest_clock if held is None else held.clock,
+            bad_count=0 if last is None else last.bad_count,
+        )
         if held is not None:
             self._end(held)
-        lease = Lease(worker_id, epoch, duration_seconds, now_seconds + duration_seconds, clock=clock)
         self._live[worker_id] = lease
         self._last_epochs[worker_id] = epoch
         self.change_count += 1
         return lease
+
+    def _last_of(self, worker_id: str) -> Lease | None:
+        """The last lease of a worker, live or ended; None if it is not remembered."""
+        last_epoch = self._last_epochs.get(worker_id, 0)
+        return self._live.get(worker_id) or self._ended.get((worker_id, last_epoch))
 
     def renew(self, lease: Lease, now_seconds: float) -> None:
         """A sign of life."""

@@ -4,7 +4,6 @@ It is what makes a repeated push harmless. Pending and decided entries are alike
 the caller keeps for one. Invariant: sequences are recorded 1, 2, 3, ... without a gap, and the last `window` are kept.
 """
 
-from collections import OrderedDict
 from typing import Generic, TypeVar
 
 from kedge.wire.errors import KedgeError
@@ -19,7 +18,7 @@ class Ledger(Generic[EntryT]):
     """The sequences of one epoch of one worker."""
 
     def __init__(self, window: int = WINDOW) -> None:
-        self._entries: OrderedDict[int, EntryT] = OrderedDict()
+        self._entries: dict[int, EntryT] = {}
         self._window = window
         self.last_sequence = 0
 
@@ -53,5 +52,4 @@ class Ledger(Generic[EntryT]):
         assert sequence == self.last_sequence + 1, "find() lets no other through"
         self.last_sequence = sequence
         self._entries[sequence] = entry
-        if len(self._entries) > self._window:
-            self._entries.popitem(last=False)
+        self._entries.pop(sequence - self._window, None)

@@ -23,11 +23,11 @@ class RoundFacts(NamedTuple):
     live_count: int
     """Workers that hold a lease."""
     awaited_count: int
-    """Those of them that the round has not heard of: neither a contribution, nor one that was unfit."""
+    """Those of them that the round waits for."""
     is_formed: bool
     """Whether as many workers as the quorum have been alive at one time since the run was last empty."""
     unfit_count: int = 0
-    """Workers of which the round has nothing but contributions that were rejected for their values."""
+    """Live workers of which the round has nothing but contributions that were rejected for their values."""
 
 
 class Decision(NamedTuple):
@@ -58,13 +58,15 @@ def _decide_synchronous(now_seconds: float, facts: RoundFacts, policy: Synchrono
     if facts.contribution_count >= policy.quorum:
         return Decision(True, "QUORUM_REACHED", required)
     if facts.contribution_count >= required:
-        return _ended(facts, policy, "ALL_LIVE_CONTRIBUTED", required)
+        return Decision(True, "ALL_LIVE_CONTRIBUTED", required)
+    is_short = facts.is_formed and not facts.awaited_count
+    reason = "WAITING_FOR_COHORT" if is_short else "WAITING_FOR_QUORUM"
     if policy.timeout_seconds is None or facts.opened_at_seconds is None:
-        return Decision(False, "WAITING_FOR_QUORUM", required)
+        return Decision(False, reason, required)
     ends_at = facts.opened_at_seconds + policy.timeout_seconds
     if now_seconds >= ends_at:
         return _ended(facts, policy, "TIMEOUT", required)
-    return Decision(False, "WAITING_FOR_QUORUM", required, ends_at)
+    return Decision(False, reason, required, ends_at)
 
 
 def decide_at_change(facts: RoundFacts, policy: Policy) -> Decision:
@@ -73,7 +75,7 @@ def decide_at_change(facts: RoundFacts, policy: Policy) -> Decision:
 
 
 def _ended(facts: RoundFacts, policy: Policy, reason: str, required_count: int) -> Decision:
-    """A round that ends before it is full."""
+    """A round that ends before it is whole."""
     if cohort_count(facts, policy) < smallest_cohort(policy):
         return Decision(True, "COHORT_TOO_SMALL", required_count, refuse=True)
     return Decision(True, reason, required_count)
@@ -121,16 +123,24 @@ def cohort_count(facts: RoundFacts, policy: Policy) -> int:
     return facts.contribution_count + (facts.unfit_count if facts.unfit_count <= borne else 0)
 
 
-def combination(policy: Policy, unfit_count: int = 0) -> Combine:
+def combination(policy: Policy, contribution_count: int, unfit_count: int) -> Combine:
     """How a round's contributions become one gradient.
 
-    A trimmed mean bears so many bad contributions; those that admission has kept out need not be trimmed any more.
+    A trimmed mean bears so many bad contributions; those that admission has kept out need not be trimmed any more. But
+    it never trims less than there is room for: who has sent a bad one may not be who sends the next.
     """
     if not isinstance(policy, Synchronous | Buffered):
         return MEAN
     if policy.combine != "trimmed_mean":
         return Combine(policy.combine)
-    return Combine("trimmed_mean", policy.trim_count - (unfit_count if unfit_count <= policy.trim_count else 0))
+    needed = policy.trim_count - (unfit_count if unfit_count <= policy.trim_count else 0)
+    room = min(policy.trim_count, (contribution_count - 1) // 2)
+    return Combine("trimmed_mean", max(needed, room))
+
+
+def is_mean(policy: Policy) -> bool:
+    """Whether contributions are averaged by their example counts."""
+    return not isinstance(policy, Synchronous | Buffered) or policy.combine == "mean"
 
 
 def staleness_limit(policy: Policy) -> int | None:
@@ -142,12 +152,15 @@ def staleness_limit(policy: Policy) -> int | None:
 
 def missing_workers(facts: RoundFacts, policy: Policy) -> str:
     """How many workers have to join before the run can go on, in words; empty if none."""
-    if not isinstance(policy, Synchronous) or facts.is_formed or not facts.live_count:
+    if not isinstance(policy, Synchronous) or not facts.live_count:
         return ""
-    missing = policy.quorum - facts.live_count
-    if missing <= 0:
-        return ""
-    return f"{_count(missing, 'more worker')} to join: the quorum is {policy.quorum}, {facts.live_count} live"
+    if not facts.is_formed:
+        missing, needs = policy.quorum - facts.live_count, f"the quorum is {policy.quorum}"
+    else:
+        at_best = facts._replace(contribution_count=facts.live_count - facts.unfit_count)
+        missing = smallest_cohort(policy) - cohort_count(at_best, policy)
+        needs = f"a {policy.combine.replace('_', ' ')} needs {smallest_cohort(policy)} contributions"
+    return f"{_count(missing, 'more worker')} to join: {needs}, {facts.live_count} live" if missing > 0 else ""
 
 
 def waiting_for(facts: RoundFacts, policy: Policy) -> str:
@@ -168,7 +181,12 @@ def _count(number: int, what: str) -> str:
 def _required_count(facts: RoundFacts, policy: Synchronous) -> int:
     if not facts.is_formed:
         return policy.quorum
-    return max(1, min(policy.quorum, facts.contribution_count + facts.awaited_count))
+    return max(_fewest_left(facts, policy), min(policy.quorum, facts.contribution_count + facts.awaited_count))
+
+
+def _fewest_left(facts: RoundFacts, policy: Synchronous) -> int:
+    """The fewest contributions that will do, given the unfit ones that stand for some."""
+    return max(1, smallest_cohort(policy) - (cohort_count(facts, policy) - facts.contribution_count))
 
 
 def factors(example_counts: Sequence[int], staleness: Sequence[int], policy: Policy) -> list[float]:
@@ -178,7 +196,7 @@ def factors(example_counts: Sequence[int], staleness: Sequence[int], policy: Pol
     """
     is_scaled = isinstance(policy, Asynchronous | Buffered) and policy.scaling == "inverse"
     total = sum(example_counts)
-    shares = [count / total for count in example_counts] if combination(policy) == MEAN else [1.0] * len(staleness)
+    shares = [count / total for count in example_counts] if is_mean(policy) else [1.0] * len(staleness)
     return [share / (1 + steps) for share, steps in zip(shares, staleness, strict=True)] if is_scaled else shares
 
 
@@ -188,8 +206,6 @@ def mean_loss(losses: Sequence[tuple[float | None, int]]) -> float | None:
     return sum(loss * count for loss, count in known) / sum(count for _, count in known) if known else None
 
 
-def is_formed(was_formed: bool, live_count: int, policy: Policy) -> bool:
-    """Whether the quorum has been alive at one time since the run was last empty."""
-    if not isinstance(policy, Synchronous) or live_count == 0:
-        return False
-    return was_formed or live_count >= policy.quorum
+def is_formed(live_count: int, policy: Policy) -> bool:
+    """Whether the quorum is alive, so that the run is formed until the last worker goes."""
+    return isinstance(policy, Synchronous) and live_count >= policy.quorum

@@ -10,6 +10,8 @@ from kedge_server.engine.staging import StagingBuffer
 class PendingContribution(Contribution):
     """One pushed gradient, from its arrival to its result.
 
+    Ledgers keep many that are settled, which therefore hold nothing but what was said of them.
+
     Args:
         header: what its worker says of it.
         gradient: its gradient, owned from now on; given back when it is rejected, or applied.
@@ -17,10 +19,25 @@ class PendingContribution(Contribution):
 
     def __init__(self, header: ContributionHeader, gradient: StagingBuffer) -> None:
         super().__init__(header)
-        self.closed = asyncio.Event()
-        """Its round is no longer open."""
-        self.outcome: asyncio.Future[PushResult] = asyncio.get_running_loop().create_future()
+        self._closed: asyncio.Event | None = asyncio.Event()
+        self._outcome: asyncio.Future[PushResult] | None = asyncio.get_running_loop().create_future()
         self._gradient: StagingBuffer | None = gradient
+
+    @property
+    def closed(self) -> asyncio.Event:
+        """Set when its round is no longer open. It is there until the result is."""
+        assert self._closed is not None, "nobody waits for the round of a contribution that is settled"
+        return self._closed
+
+    @property
+    def outcome(self) -> asyncio.Future[PushResult]:
+        """The result, or the error in its place. On the loop only."""
+        if self._outcome is not None:
+            return self._outcome
+        assert self.result is not None, "it was settled"
+        settled: asyncio.Future[PushResult] = asyncio.get_running_loop().create_future()
+        settled.set_result(self.result)
+        return settled
 
     @property
     def gradient(self) -> StagingBuffer:
@@ -38,10 +55,13 @@ class PendingContribution(Contribution):
         self.closed.set()
         if not self.outcome.done():
             self.outcome.set_result(result)
+            self._closed = self._outcome = None  # who waits has them
 
     def fail(self, error: Exception) -> None:
         """Gives everyone who waits an error, and the buffer back."""
         self.release()
+        if self.result is not None:
+            return
         self.closed.set()
         if not self.outcome.done():
             self.outcome.set_exception(error)

@@ -26,13 +26,14 @@ class Publication:
         self._barrier = snapshot
         self._run = run
         self._clock = clock
-        self._changed = asyncio.Event()
+        self._published = asyncio.Event()
+        self._gates_changed = asyncio.Event()
         self._end: KedgeError | None = None
 
     def publish(self, snapshot: Snapshot) -> None:
         """Takes the snapshot of the next step."""
         self.snapshot = snapshot
-        self.look_again()
+        self._wake_readers()
 
     def keep_barrier(self, step: int, *, is_wanted: bool) -> None:
         """Keeps the snapshot of this step, if it is the newest; where nobody wants one, the newest stands for it."""
@@ -43,15 +44,20 @@ class Publication:
         """Whether readers who come now may still get the weights of this step."""
         return step in (self.snapshot.step, self._barrier.step)
 
-    def look_again(self) -> None:
-        """Lets those who wait look whether they still have to."""
-        changed, self._changed = self._changed, asyncio.Event()
+    def open_gates(self) -> None:
+        """Lets those whom a gate keeps look whether it still does."""
+        changed, self._gates_changed = self._gates_changed, asyncio.Event()
         changed.set()
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        published, self._published = self._published, asyncio.Event()
+        published.set()
 
     def end(self, error: KedgeError) -> None:
         """Fails those who wait. What there is can still be read."""
         self._end = error
-        self.look_again()
+        self.open_gates()
 
     async def read(self, gate: Callable[[], PullGate], *, min_step: int, wait_seconds: float | None) -> Snapshot:
         """The newest snapshot, once the gate is open and it is of this step or a later one.
@@ -68,7 +74,8 @@ class Publication:
             if self._end is not None:
                 raise self._end.with_traceback(None)
             remaining = None if deadline is None else deadline - self._clock.now()
-            if not await within(self._changed, remaining):
+            # Who is kept by a gate is not woken at each step: of many workers that would be many times many.
+            if not await within(self._published if now_at.is_open else self._gates_changed, remaining):
                 raise self._not_in_time(now_at, snapshot.step, max(min_step, now_at.min_step))
 
     def _not_in_time(self, gate: PullGate, step: int, min_step: int) -> KedgeError:

@@ -9,7 +9,7 @@ import numpy as np
 
 from kedge.optim import Group, Optimizer
 from kedge.optim.controls import Controls
-from kedge.policies import Admission, Policy
+from kedge.policies import Admission, Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
 from kedge.wire.reflection import Refusing
@@ -231,11 +231,10 @@ class Registry:
     def _require_room(self, new: NewRun) -> None:
         limit = self.limits.parameters_per_run
         if new.manifest.element_count > limit:
-            raise KedgeError(
-                "RUN_TOO_LARGE",
+            raise _too_large(
                 f"the model has {new.manifest.element_count} parameters, limits.parameters_per_run is {limit}",
-                limit=limit,
-                parameter_count=new.manifest.element_count,
+                limit,
+                new.manifest.element_count,
             )
         self.require_room(new.manifest.element_count, new.policy)
         if len(self._runs) + len(self._creating) >= self.limits.runs:
@@ -246,28 +245,29 @@ class Registry:
             )
 
     def require_room(self, element_count: int, policy: Policy) -> None:
-        """Refuses a policy whose rounds could never be held.
+        """Refuses a policy whose rounds could never gather, or never be held.
 
         Raises:
             KedgeError: RUN_TOO_LARGE.
         """
         count = round_size(policy)
-        if 4 * element_count * count > self.limits.staging_bytes:
-            raise KedgeError(
-                "RUN_TOO_LARGE",
-                f"{count} gradients of {4 * element_count} bytes have to be held at once, "
-                f"limits.staging_bytes is {self.limits.staging_bytes}: raise it, or lower the quorum or size",
-                limit=self.limits.staging_bytes,
-                parameter_count=element_count,
-            )
-        if count > self.limits.contributions_per_run:
-            raise KedgeError(
-                "RUN_TOO_LARGE",
-                f"{count} contributions have to be held at once, limits.contributions_per_run is "
-                f"{self.limits.contributions_per_run}: raise it, or lower the quorum or size",
-                limit=self.limits.contributions_per_run,
-                parameter_count=element_count,
-            )
+        limit = self.limits.workers_per_run
+        if isinstance(policy, Synchronous) and count > limit:
+            problem = f"a quorum of {count} workers can never gather, limits.workers_per_run is {limit}"
+            raise _too_large(f"{problem}: raise it, or lower the quorum", limit, element_count)
+        limit = self.limits.staging_bytes
+        if 4 * element_count * count > limit:
+            size = 4 * element_count
+            problem = f"{count} gradients of {size} bytes have to be held at once, limits.staging_bytes is {limit}"
+            raise _too_large(f"{problem}: raise it, or lower the quorum or size", limit, element_count)
+        limit = self.limits.contributions_per_run
+        if count > limit:
+            problem = f"{count} contributions have to be held at once, limits.contributions_per_run is {limit}"
+            raise _too_large(f"{problem}: raise it, or lower the quorum or size", limit, element_count)
+
+
+def _too_large(message: str, limit: int, parameter_count: int) -> KedgeError:
+    return KedgeError("RUN_TOO_LARGE", message, limit=limit, parameter_count=parameter_count)
 
 
 def _draining() -> KedgeError:

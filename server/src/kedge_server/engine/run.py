@@ -128,6 +128,7 @@ class RunEngine:
         self._tuning = Tuning(config.name, config.optimizer.spec(), config.groups)
         self._updates: Answers[int] = Answers()
         self._ticks: Answers[RateState] = Answers()
+        self._evictions: Answers[None] = Answers()
         self._queue: deque[tuple[Round, tuple[StepValues, ...]]] = deque()
         self._applying: asyncio.Task[None] | None = None
         self._gate: object = None
@@ -182,14 +183,20 @@ class RunEngine:
         self._coordinator.leave(worker_id, epoch, self._clock.now())
         self._follow()
 
-    def evict(self, worker_id: str, cause: str, block_seconds: float | None) -> None:
-        """Ends a worker's lease from outside; nobody may join under its name for so long.
+    def evict(self, worker_id: str, cause: str, block_seconds: float | None, *, request_id: str) -> None:
+        """Ends a worker's lease from outside, once for each request; nobody may join under its name for so long.
 
         Raises:
             KedgeError: WORKER_NOT_FOUND if it holds no lease.
         """
         self._require_alive()
+        self._evictions.answer(request_id, lambda: self._evict(worker_id, cause, block_seconds))
+
+    def _evict(self, worker_id: str, cause: str, block_seconds: float | None) -> None:
         self._coordinator.evict(worker_id, cause, block_seconds=block_seconds, now_seconds=self._clock.now())
+        for contribution in self._coordinator.held:
+            if contribution.header.worker_id == worker_id:
+                _pending(contribution).closed.set()  # its worker is to hear of it
         self._follow()
 
     # Changes
@@ -265,20 +272,32 @@ class RunEngine:
 
     async def result(self, contribution: PendingContribution, wait_seconds: float | None) -> PushResult:
         """What became of a contribution, after waiting so long for its round to close; None waits without end."""
-        decision = self._coordinator.decide(self._clock.now())
-        patience = 0 if decision.reason == "BUFFERED" else wait_seconds
-        if contribution.is_held and not await within(contribution.closed, patience):
-            decision = self._coordinator.decide(self._clock.now())
-            return PushResult(
-                contribution.header.sequence,
-                "deferred",
-                decision.reason,
-                "the contribution is held in a round that is still open; "
-                f"{decision.required_count} contributions close it",
-                self._coordinator.closed_step,
-                contribution.staleness,
-            )
+        if contribution.result is not None:
+            return contribution.result
+        is_buffered = self._coordinator.decide(self._clock.now()).reason == "BUFFERED"
+        if contribution.is_held:
+            await within(contribution.closed, 0 if is_buffered else wait_seconds)
+        if contribution.is_held and self._end is None:
+            return self._deferred(contribution)
         return await asyncio.shield(contribution.outcome)
+
+    def _deferred(self, contribution: PendingContribution) -> PushResult:
+        """What is said of a contribution whose round is open.
+
+        Raises:
+            KedgeError: WORKER_EVICTED, to a worker that is not to wait for it any more.
+        """
+        header = contribution.header
+        self._coordinator.require_not_evicted(header.worker_id, header.epoch)
+        decision = self._coordinator.decide(self._clock.now())
+        return PushResult(
+            header.sequence,
+            "deferred",
+            decision.reason,
+            f"the contribution is held in a round that is still open; {decision.required_count} contributions close it",
+            self._coordinator.closed_step,
+            contribution.staleness,
+        )
 
     # Reading
 
@@ -386,10 +405,10 @@ class RunEngine:
         coordinator = self._coordinator
         self._publication.keep_barrier(coordinator.barrier_step, is_wanted=coordinator.is_lockstep)
         leases = coordinator.leases
-        gate = (coordinator.policy, coordinator.barrier_step, leases.slowest_clock, leases.change_count)
+        gate = (coordinator.policy, coordinator.barrier_step, coordinator.slowest_clock, leases.change_count)
         if gate != self._gate:
             self._gate = gate
-            self._publication.look_again()
+            self._publication.open_gates()
 
     # The writer
 
@@ -407,15 +426,10 @@ class RunEngine:
         held = closed.in_order()
         factors = rounds.factors([c.header.example_count for c in held], [c.staleness for c in held], closed.policy)
         gradients = [_pending(c).gradient.array for c in held]
+        combine = rounds.combination(closed.policy, len(held), closed.unfit_count)
         sync_count = self.snapshot.lookahead_sync_count
         try:
-            snapshot = await self._device.run(
-                self._writer.apply,
-                gradients,
-                factors,
-                values,
-                rounds.combination(closed.policy, len(closed.unfit_worker_ids)),
-            )
+            snapshot = await self._device.run(self._writer.apply, gradients, factors, values, combine)
         except BaseException as error:
             _fail(held, _run_failed(self.config.name, error))
             raise

@@ -115,7 +115,8 @@ class RunServicer:
         """Ends a worker's lease from outside."""
         worker = names.parse_worker(request.worker)
         cause, block_seconds = convert.eviction(request)
-        self._registry.get(worker.run).evict(worker.worker_id, cause, block_seconds)
+        run = self._registry.get(worker.run)
+        run.evict(worker.worker_id, cause, block_seconds, request_id=convert.request_id(request))
         return run_service_pb2.EvictWorkerResponse()
 
     async def watch_run(

@@ -145,10 +145,12 @@ def _parts(value: Any) -> dict[str, Any] | None:
         return value._asdict()
     if isinstance(value, tuple | list | deque):
         return {str(index): part for index, part in enumerate(value)}
-    if isinstance(value, np.ndarray | jax.Array | np.generic) or not hasattr(value, "__dict__"):
+    slots = [name for kind in type(value).__mro__ for name in kind.__dict__.get("__slots__", ())]
+    if isinstance(value, np.ndarray | jax.Array | np.generic) or not (slots or hasattr(value, "__dict__")):
         return None
-    cached = {name for name in vars(value) if isinstance(getattr(type(value), name, None), functools.cached_property)}
-    return {name: part for name, part in vars(value).items() if name not in cached}
+    parts = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+    cached = {name for name in parts if isinstance(getattr(type(value), name, None), functools.cached_property)}
+    return {name: part for name, part in parts.items() if name not in cached}
 
 
 def _leaf(value: Any, at: str) -> str:

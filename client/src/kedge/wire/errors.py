@@ -195,8 +195,8 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             "limit",
         ),
         "NORM_OUTLIER": _invalid(
-            "The gradient's norm is far above the median of the last ones taken; nothing was changed. Look for bad "
-            "data, or raise the run's `outlier_factor`.",
+            "The gradient's norm is far above what the run's workers send; nothing was changed. Look for bad data, or "
+            "raise the run's `outlier_factor`.",
             "norm",
             "limit",
         ),
@@ -365,7 +365,7 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             Retry.NEVER,
             ResourceExhaustedError,
             ("limit", "parameter_count"),
-            "The model has more parameters than limits.parameters_per_run allows.",
+            "The model has more parameters, or a round more workers or contributions, than the server's limits allow.",
         ),
         "TOO_MANY_RUNS": Entry(
             "RESOURCE_EXHAUSTED",

@@ -181,8 +181,8 @@ def _judge_values(inspection: Inspection, admission: Admission, history: NormHis
     if norm > outlier_limit:
         return Rejection(
             "NORM_OUTLIER",
-            f"the gradient's norm is {norm:.4g}, more than {admission.outlier_factor:g} times the median of the last "
-            "ones taken: nothing was changed; look for bad data, or raise outlier_factor",
+            f"the gradient's norm is {norm:.4g}, more than {admission.outlier_factor:g} times what the run's workers "
+            "send: nothing was changed; look for bad data, or raise outlier_factor",
             is_for_values=True,
         )
     return None

@@ -7,7 +7,7 @@ from kedge_server.core.rounds import mean_loss
 from kedge_server.core.values import ContributionHeader, PushResult
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Contribution:
     """One pushed gradient. Whoever has to know overrides `on_closed` and `on_result`."""
 

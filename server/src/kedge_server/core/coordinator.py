@@ -155,8 +155,8 @@ class Coordinator:
             self._tell("left", worker_id=worker_id, epoch=epoch)
         self.advance(now_seconds)
 
-    def evict(self, worker_id: str, cause: str, *, block_seconds: float | None, now_seconds: float) -> None:
-        """Ends a worker's lease from outside. What it contributed stays.
+    def evict(self, worker_id: str, cause: str, *, block_seconds: float | None, now_seconds: float) -> Lease:
+        """Ends a worker's lease from outside, and answers which it was. What it contributed stays.
 
         Raises:
             KedgeError: WORKER_NOT_FOUND if it holds no lease.
@@ -168,6 +168,7 @@ class Coordinator:
             raise KedgeError("WORKER_NOT_FOUND", f"{worker} holds no lease: nothing was ended", worker=worker)
         self._evict(lease, cause, block_seconds, now_seconds)
         self.advance(now_seconds)
+        return lease
 
     # Contributions
 

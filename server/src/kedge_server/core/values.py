@@ -19,7 +19,7 @@ class PushResult(NamedTuple):
     staleness: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ContributionHeader:
     """What a worker says of a contribution before its gradient comes."""
 

@@ -17,6 +17,8 @@ class PendingContribution(Contribution):
         gradient: its gradient, owned from now on; given back when it is rejected, or applied.
     """
 
+    __slots__ = ("_closed", "_gradient", "_outcome")
+
     def __init__(self, header: ContributionHeader, gradient: StagingBuffer) -> None:
         super().__init__(header)
         self._closed: asyncio.Event | None = asyncio.Event()

@@ -193,9 +193,9 @@ class RunEngine:
         self._evictions.answer(request_id, lambda: self._evict(worker_id, cause, block_seconds))
 
     def _evict(self, worker_id: str, cause: str, block_seconds: float | None) -> None:
-        self._coordinator.evict(worker_id, cause, block_seconds=block_seconds, now_seconds=self._clock.now())
+        lease = self._coordinator.evict(worker_id, cause, block_seconds=block_seconds, now_seconds=self._clock.now())
         for contribution in self._coordinator.held:
-            if contribution.header.worker_id == worker_id:
+            if (contribution.header.worker_id, contribution.header.epoch) == (worker_id, lease.epoch):
                 _pending(contribution).closed.set()  # its worker is to hear of it
         self._follow()
 

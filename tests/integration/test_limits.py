@@ -120,6 +120,56 @@ def test_upload_whose_header_does_not_come_is_refused_and_an_exchange_may_idle(
     exchange.cancel()
 
 
+def test_newer_upload_of_a_worker_ends_the_one_that_its_lost_connection_left(
+    narrow_wire: WireClient, run_id: str, in_background: Callable[..., Any]
+) -> None:
+    narrow_wire.create(run_id, np.zeros(200_000, np.float32), optimizer=sgd(0.5), aggregation=asynchronous())
+    lease, digest = (
+        narrow_wire.join(f"runs/{run_id}", "w"),
+        narrow_wire.run(f"runs/{run_id}", full=True).manifest.digest,
+    )
+    begun = threading.Event()
+
+    def ghost() -> Iterator[Any]:
+        for count, message in enumerate(trickling(PUSH(header=push_header(lease, digest, size_bytes=800_000)))):
+            yield message
+            if count == 2:
+                begun.set()
+
+    # Of the MiB of staging it holds 800,000 bytes from its first chunk on.
+    lost = in_background(narrow_wire.push, ghost())
+    assert begun.wait(30)
+    assert narrow_wire.push(push_stream(lease, digest, np.ones(200_000, np.float32))).reason == "EACH_CONTRIBUTION"
+    error = lost.exception(30)
+    assert reason_of(error) == "UPLOAD_STALLED"
+    assert "another upload" in error.details()
+
+
+def test_stopping_server_tells_uploads_that_are_half_done_to_come_again(
+    run_id: str, in_background: Callable[..., Any]
+) -> None:
+    with limited() as server:
+        wire = WireClient(server.address)
+        wire.create(run_id, np.zeros(4, np.float32), optimizer=sgd(0.5), aggregation=asynchronous())
+        lease, digest = wire.join(f"runs/{run_id}", "w"), wire.run(f"runs/{run_id}", full=True).manifest.digest
+        begun = threading.Event()
+
+        def half() -> Iterator[Any]:
+            yield PUSH(header=push_header(lease, digest, size_bytes=16))
+            yield PUSH(chunk=tensor_pb2.Chunk(data=bytes(4)))
+            begun.set()
+            threading.Event().wait(60)
+
+        uploading = in_background(wire.push, half())
+        assert begun.wait(30)
+        assert wire.run(f"runs/{run_id}").state.step == 0  # answered after what was sent before
+        server.process.send_signal(signal.SIGTERM)
+        assert reason_of(uploading.exception(30)) == "SERVER_DRAINING"
+        assert server.process.wait(30) == 0
+        assert server.log == []
+        wire.close()
+
+
 def test_who_has_only_sent_a_header_holds_no_buffer(narrow_wire: WireClient, run_id: str) -> None:
     run = narrow_wire.create(run_id, np.zeros(200_000, np.float32), aggregation=asynchronous())
     holder, other = (narrow_wire.join(run.name, lease=Duration(seconds=60)) for _ in range(2))

@@ -13,7 +13,7 @@ from .rerun import each_seed
 
 TURNAROUND_SECONDS = 1.0
 """A worker that goes on takes at most so long from one contribution to the next."""
-RUN_SECONDS = 20.0
+RUN_SECONDS = 8.0
 
 
 class CrashLoop:

@@ -45,6 +45,7 @@ class Process:
     ) -> None:
         self.name, self.lease_seconds, self.manners = name, lease_seconds, manners
         self.is_paused = self.is_dead = False
+        self.scale = 1.0
         self.answered_count = 0
         self._server, self._network, self._random, self._gradient = server, network, random, gradient
         self._loop: Loop = server.loop
@@ -122,7 +123,7 @@ class Process:
             return Gradient(value, float("nan"), is_finite=False)
         if chance() < self.manners.too_large:
             return Gradient(value, self._random.choice([9.0, 1e3, 1e30]))
-        return Gradient(value, 1.0 + chance())
+        return Gradient(value, self.scale * (1.0 + chance()))
 
     def _misbehave(self, header: ContributionHeader) -> None:
         """Sends what is refused without a trace: a sequence or a base step that nobody has come to yet."""

@@ -54,7 +54,7 @@ class World:
         what = self.random.choice(
             [self._pause, self._pause, self._kill, self._clone, self._part, self._add_new, self._evict]
             + [self._change_policy] * 3
-            + [self._change_admission, self._black_out, self._sleep]
+            + [self._change_admission, self._black_out, self._sleep, self._grow]
         )
         what()
 
@@ -127,6 +127,12 @@ class World:
     def _change_admission(self) -> None:
         self.server.set_admission(self._admission())
 
+    def _grow(self) -> None:
+        """What all send is larger from now on, or as it was."""
+        scale = self.random.choice([1.0, 7.0])
+        for process in self.processes:
+            process.scale = scale
+
     # Calm
 
     def _calm_down(self) -> None:
@@ -136,7 +142,7 @@ class World:
         self._calm_at = self.loop.now
         names = set()
         for process in self.random.sample(self.processes, len(self.processes)):
-            process.manners = Manners(think_seconds=0.8)
+            process.manners, process.scale = Manners(think_seconds=0.8), 1.0
             process.is_dead |= process.is_paused or process.name in names
             if not process.is_dead:
                 names.add(process.name)

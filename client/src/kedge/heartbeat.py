@@ -1,5 +1,6 @@
 """The heartbeats of a lease: a daemon thread that knows the lease, not the worker, so that a forgotten worker ends."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -61,7 +62,7 @@ def _beat(transport: Transport, lease: Lease, waiting: Waiting, stopped: threadi
     while not stopped.wait(delay):
         try:
             transport.heartbeat(lease)
-            _remind(transport, lease, waiting)
+            _remind_when_overdue(transport, lease, waiting)
             delay = interval
         except KedgeError as error:
             if stopped.is_set() or _is_final(error):
@@ -70,13 +71,17 @@ def _beat(transport: Transport, lease: Lease, waiting: Waiting, stopped: threadi
             delay = min(interval, _RETRY_SECONDS)
 
 
-def _remind(transport: Transport, lease: Lease, waiting: Waiting) -> None:
+def _remind_when_overdue(transport: Transport, lease: Lease, waiting: Waiting) -> None:
     seconds = waiting.overdue_seconds()
-    if seconds is None:
-        return
-    status = transport.get_run(parse_worker(lease.worker).run, with_manifest=False).status
-    if status.waiting_for:
-        _logger.warning("%s has waited for %.0f s: for %s", lease.worker, seconds, status.waiting_for)
+    if seconds is not None:  # in a thread of its own: the next heartbeat does not wait for the answer
+        threading.Thread(target=_remind, args=(transport, lease, seconds), daemon=True).start()
+
+
+def _remind(transport: Transport, lease: Lease, seconds: float) -> None:
+    with contextlib.suppress(KedgeError):
+        status = transport.get_run(parse_worker(lease.worker).run, with_manifest=False).status
+        if status.waiting_for:
+            _logger.warning("%s has waited for %.0f s: for %s", lease.worker, seconds, status.waiting_for)
 
 
 def is_lease_lost(error: KedgeError) -> bool:

@@ -1,6 +1,7 @@
 """Puts a server together, runs it until a signal, and takes it apart."""
 
 import asyncio
+import contextlib
 import ipaddress
 import signal
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from kedge_server.rpc.calls import make_task
 from kedge_server.rpc.idle import IdleStreams
 
 _log = structlog.get_logger("kedge.app")
+
+_HEALTH_SECONDS = 1.0
 
 
 async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) -> None:
@@ -45,7 +48,9 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     on_listening(address)
     await stop.wait()
     _log.info("stopping", grace_seconds=config.server.grace_seconds)
-    await healthiness.enter_graceful_shutdown()
+    with contextlib.suppress(TimeoutError):  # a health watcher that does not read would keep it for ever
+        async with asyncio.timeout(_HEALTH_SECONDS):
+            await healthiness.enter_graceful_shutdown()
     await registry.end()
     idle.end()
     await server.stop(config.server.grace_seconds)

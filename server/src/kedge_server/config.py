@@ -41,8 +41,8 @@ class ServerSection(_Section):
     """Where runs are to be kept. This version keeps them in memory only, and says so when this is set."""
     grace_seconds: float = Field(default=10.0, ge=0)
     """How long a stopping server waits for calls in flight."""
-    max_concurrent_streams: int = Field(default=1024, ge=1)
-    """Streams that one connection may hold open."""
+    max_concurrent_streams: int = Field(default=4096, ge=1)
+    """Streams that one connection may hold open. Workers of one client share its connection, and wait beyond this."""
 
 
 class LeasesSection(_Section):

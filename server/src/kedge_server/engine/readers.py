@@ -46,9 +46,9 @@ class Readers:
             What to call when the reader has made progress.
         """
         reader = Reader(encoding, is_served, drop)
-        self._by_progress[reader] = None
-        self._make_room()
         try:
+            self._by_progress[reader] = None
+            self._make_room()
             yield lambda: self._moved(reader)
         finally:
             self._by_progress.pop(reader, None)

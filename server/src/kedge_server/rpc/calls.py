@@ -4,6 +4,8 @@ A status waits behind the message before it, for ever if the peer opens no windo
 server cannot cancel its call. But gRPC's core resets the stream of a call that nobody refers to any more. Two tasks
 do: the method's own, and the one that made it, which watches for a cancellation by the peer. Both are ended here.
 
+The cyclic collector may have to come by first, which on an idle server takes its time.
+
 Should a later gRPC hold a call in another way, this one stays until its connection ends, with one message in gRPC's
 memory; what the method held is let go in any case.
 """

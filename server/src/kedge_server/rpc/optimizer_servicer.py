@@ -81,14 +81,15 @@ class OptimizerServicer:
         wait_seconds = wire.duration_from_wire(header, "wait") or 0.0
         run.check(contribution)
         patience = streams.Patience.of(self._registry.limits, header.size_bytes, lambda: run.check(contribution))
-        upload = streams.Upload(requests, patience)
-        await upload.begin()
-        gradient = self._registry.lend(run)
-        try:
-            inspection = await upload.read(gradient.array, dtype=dtype, size_bytes=header.size_bytes)
-        except BaseException:
-            gradient.release()
-            raise
+        async with self._idle.upload((run.config.name, contribution.worker_id, contribution.epoch)):
+            upload = streams.Upload(requests, patience)
+            await upload.begin()
+            gradient = self._registry.lend(run)
+            try:
+                inspection = await upload.read(gradient.array, dtype=dtype, size_bytes=header.size_bytes)
+            except BaseException:
+                gradient.release()
+                raise
         return await run.result(run.submit(contribution, gradient, inspection), wait_seconds)
 
     async def _pull(

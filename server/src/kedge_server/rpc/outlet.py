@@ -70,7 +70,8 @@ class Outlet:
         """Ends the call as if its reader had stalled."""
         self._is_dropped = True
         if self._patience is not None:
-            self._patience.reschedule(0)
+            with contextlib.suppress(RuntimeError):  # it is expiring already
+                self._patience.reschedule(0)
 
     def _stalled(self) -> KedgeError:
         what = (

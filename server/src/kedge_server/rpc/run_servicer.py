@@ -1,5 +1,6 @@
 """RunService: creating, reading and leaving runs."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,6 +15,9 @@ from kedge_server.rpc import convert, streams
 
 _PAGE_SIZE = 100
 _MAX_PAGE_SIZE = 1000
+
+_WATCH_SECONDS = 0.05
+"""Between two messages of a watch: at many steps a second they take several events each."""
 
 
 class RunServicer:
@@ -129,6 +133,7 @@ class RunServicer:
         while True:
             events = await run.feed.next(reader)
             yield run_service_pb2.WatchRunResponse(events=[convert.event(event, run.config.name) for event in events])
+            await asyncio.sleep(_WATCH_SECONDS)
 
 
 async def _read_weights(upload: streams.Upload, header: run_service_pb2.CreateRunHeader, out: Any) -> None:

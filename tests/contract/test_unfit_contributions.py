@@ -123,3 +123,13 @@ def test_worker_that_sent_a_bad_one_and_went_stands_for_no_contribution(new_run,
     c.leave()
 
     assert b.push(1, 3)[:2] == ("deferred", "WAITING_FOR_COHORT")
+
+
+def test_worker_that_sends_nan_after_all_others_have_mended_holds_nobody_up(new_run, numbered_worker):
+    run = new_run(SGD, kedge.Synchronous(2), ZERO)
+    good, bad = numbered_worker(run, "good"), numbered_worker(run, "bad")
+    good.push(1, math.nan)
+    bad.push(1, math.nan)
+    assert good.push(2, 5).outcome == "deferred", "both have sent a bad one: both get their chance"
+    bad.push(2, math.nan)
+    assert run.pull(min_step=1, timeout_seconds=60)["w"] == [-5.0]

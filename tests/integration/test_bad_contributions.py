@@ -416,7 +416,11 @@ def test_rejection_uses_one_sequence_up_and_changes_nothing_else(world: World, c
     for count in (f"{lease}.rejected_count", f"{lease}.ledger.last_sequence", counted):
         assert int(after[count]) == int(before.get(count, 0)) + 1, count
     told = f"{run}._coordinator.rejected_counts", f"{run}.feed._log", f"{lease}.last_", f"{lease}.bad_count"
-    noted = f"{run}._coordinator._norms", f"{run}._coordinator._round.unfit_worker_ids"
+    noted = (
+        f"{run}._coordinator._norms",
+        f"{run}._coordinator._round.unfit_worker_ids",
+        f"{run}._coordinator._round.late_unfit_worker_ids",
+    )
     expected = (*told, *noted, f"{lease}.rejected_count", f"{lease}.ledger.last_sequence", f"{lease}.ledger._entries")
     assert {p: c for p, c in changes(before, after).items() if not p.startswith(expected)} == {}
     entries = {

@@ -269,7 +269,7 @@ class TestUpdate:
     def test_too_few_contributions_are_not_applied(self) -> None:
         rounds = [[np.ones(2, np.float32)] * 2]
         with pytest.raises(AssertionError):
-            list(harness.trajectory(optim.SGD(), np.zeros(2), rounds, factors=[1.0] * 2, combine=MEDIAN))
+            list(harness.trajectory(optim.SGD(), np.zeros(2), rounds, factors=[1.0] * 2, combine=trimmed(1)))
 
 
 @pytest.mark.parametrize("count", [3, 65])

@@ -88,6 +88,7 @@ class Model:
     """How many of a name's contributions in a row were bad, whatever its lease."""
     held: list[Entry] = field(default_factory=list)
     unfit: set[str] = field(default_factory=set)
+    late_unfit: set[str] = field(default_factory=set)
     rounds: list[ModelRound] = field(default_factory=list)
 
     # Membership
@@ -163,6 +164,7 @@ class Model:
         if self.held:
             self._end_round("POLICY_CHANGED")
         self.unfit.clear()
+        self.late_unfit.clear()
         self.policy, self.formed_at = policy, None
         for member in self.live.values():
             member.clock = 0
@@ -214,7 +216,7 @@ class Model:
         since = max(self.opened_at, self.formed_at)
         awaited = {name for name, member in self.live.items() if member.joined_at <= since} - self.contributors
         is_anyone_fit = bool(self.contributors - self.unfit)
-        return not (awaited - self.unfit if is_anyone_fit else awaited)
+        return not awaited - (self.unfit if is_anyone_fit else self.late_unfit)
 
     @property
     def lacks_workers(self) -> bool:
@@ -276,6 +278,8 @@ class Model:
             self._take(entry, member, now)
         elif reason in VALUE_REASONS:
             self.unfit.add(name)
+            if self.held:
+                self.late_unfit.add(name)
             self._count_bad(name, reason, now)
 
     def _take(self, entry: Entry, member: Member, now: float) -> None:
@@ -326,7 +330,7 @@ class Model:
 
     def _end_round(self, reason: str) -> None:
         unfit_count = self.unfit_count
-        ended, self.held, self.unfit = self.held, [], set()
+        ended, self.held, self.unfit, self.late_unfit = self.held, [], set(), set()
         is_early = reason in ("TIMEOUT", "POLICY_CHANGED")
         if is_early and not is_cohort(len(ended), unfit_count, self.policy):
             self.pending_count -= len(ended)

@@ -19,11 +19,19 @@ class Round:
     """When the first came."""
     unfit: set[str] = field(default_factory=set)
     """The workers that have sent for it what was rejected for its values."""
+    late_unfit: set[str] = field(default_factory=set)
+    """Those that did so when it held a contribution."""
 
     @property
     def contributors(self) -> set[str]:
         """The workers that they are of."""
         return {entry.push.lease.worker for entry in self.entries}
+
+    def note_unfit(self, worker: str) -> None:
+        """Takes note of who sent what cannot be taken."""
+        self.unfit.add(worker)
+        if self.entries:
+            self.late_unfit.add(worker)
 
     def add(self, entry: Entry, now: float) -> None:
         """Takes one more."""
@@ -112,12 +120,12 @@ def _awaited(held: Round, about: Circumstances) -> set[str]:
     """The workers that the round of a run that has formed waits for.
 
     Whoever joined later may contribute, but may as well never do. Whoever sent a bad gradient need not send another,
-    unless all have.
+    unless all have; whoever did so when the round held a good one had its chance.
     """
     assert about.formed_at is not None
     since = max(held.began_at, about.formed_at)
     there = {worker for worker, joined_at in about.joined_at.items() if joined_at <= since}
-    excused = held.unfit if held.contributors - held.unfit else set()
+    excused = held.unfit if held.contributors - held.unfit else held.late_unfit
     return there - held.contributors - excused
 
 

@@ -239,7 +239,7 @@ class FakeRun:
             return
         self._reject(entry, objection)
         if unfit is not None:
-            self._round.unfit.add(entry.push.lease.worker)
+            self._round.note_unfit(entry.push.lease.worker)
             self._count_unfit(member, unfit, now)
 
     def _untimely(self, entry: Entry, gap: Gap | None) -> Objection | None:

@@ -41,6 +41,8 @@ class Round:
     """Who has contributed."""
     unfit_worker_ids: set[str] = field(default_factory=set)
     """Who has sent for it what was rejected for its values."""
+    late_unfit_worker_ids: set[str] = field(default_factory=set)
+    """Those of them who have done so since it holds a contribution."""
     unfit_count: int = 0
     """When it has closed: the live ones of those that had not contributed after all."""
     opened_at_seconds: float | None = None
@@ -56,10 +58,20 @@ class Round:
         self.worker_ids.add(contribution.header.worker_id)
         contribution.is_held = True
 
+    def note_unfit(self, worker_id: str) -> None:
+        """Takes note that a worker has sent what cannot be taken."""
+        self.unfit_worker_ids.add(worker_id)
+        if self.contributions:
+            self.late_unfit_worker_ids.add(worker_id)
+
     @property
     def excused_worker_ids(self) -> set[str]:
-        """Whom nobody waits for. Once someone has sent nothing but good ones: not at a batch that is bad everywhere."""
-        return self.unfit_worker_ids if self.worker_ids - self.unfit_worker_ids else set()
+        """Whom nobody waits for.
+
+        Who has sent a bad one need not send another, once someone has sent nothing but good ones: after a batch that
+        was bad everywhere all get their chance. Who has sent one since the round holds a good one has had it.
+        """
+        return self.unfit_worker_ids if self.worker_ids - self.unfit_worker_ids else self.late_unfit_worker_ids
 
     def close(self, reason: str, step: int, *, unfit_count: int) -> None:
         """Ends it as a step."""

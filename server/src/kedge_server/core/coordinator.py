@@ -432,7 +432,7 @@ class Coordinator:
 
     def _note_unfit(self, lease: Lease, rejection: admitting.Rejection, now_seconds: float) -> None:
         """Lets the round go on without a worker that sent what cannot be taken; one that only does so is sent away."""
-        self._round.unfit_worker_ids.add(lease.worker_id)
+        self._round.note_unfit(lease.worker_id)
         if rejection.reason == "NORM_OUTLIER" and self._norms.most_are_outliers:
             return  # it is the run that has changed, not this worker
         lease.bad_count += 1

@@ -157,9 +157,13 @@ def missing_workers(facts: RoundFacts, policy: Policy) -> str:
     if not facts.is_formed:
         missing, needs = policy.quorum - facts.live_count, f"the quorum is {policy.quorum}"
     else:
-        at_best = facts._replace(contribution_count=facts.live_count - facts.unfit_count)
-        missing = smallest_cohort(policy) - cohort_count(at_best, policy)
-        needs = f"a {policy.combine.replace('_', ' ')} needs {smallest_cohort(policy)} contributions"
+        least, fit_count = smallest_cohort(policy), facts.live_count - facts.unfit_count
+        missing = next(
+            more
+            for more in range(least + 1)
+            if cohort_count(facts._replace(contribution_count=fit_count + more), policy) >= least
+        )
+        needs = f"a {policy.combine.replace('_', ' ')} needs {least} contributions"
     return f"{_count(missing, 'more worker')} to join: {needs}, {facts.live_count} live" if missing > 0 else ""
 
 

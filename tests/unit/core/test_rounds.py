@@ -206,20 +206,20 @@ def test_what_a_policy_asks_of_a_round(
 ) -> None:
     assert (round_size(policy), smallest_cohort(policy)) == (size, fewest)
     assert staleness_limit(policy) == limit
-    assert combination(policy, size, unfit_count=0) == combine
+    assert combination(policy, size) == combine
 
 
 @pytest.mark.parametrize(
-    ("count", "unfit", "trim_count"),
-    [(6, 0, 2), (5, 0, 2), (5, 3, 2), (4, 1, 1), (4, 2, 1), (3, 2, 1)],
+    ("count", "trim_count"),
+    [(6, 2), (5, 2), (4, 1), (3, 1), (2, 0), (1, 0)],
 )
-def test_a_trimmed_mean_trims_what_there_is_room_for(count: int, unfit: int, trim_count: int) -> None:
-    assert combination(TRIMMED_OF_SIX, count, unfit) == Combine("trimmed_mean", trim_count)
+def test_a_trimmed_mean_trims_what_there_is_room_for(count: int, trim_count: int) -> None:
+    assert combination(TRIMMED_OF_SIX, count) == Combine("trimmed_mean", trim_count)
 
 
-@pytest.mark.parametrize(("count", "unfit"), [(3, 0), (2, 1), (3, 2)])
-def test_a_median_is_one_of_however_many(count: int, unfit: int) -> None:
-    assert combination(MEDIAN_OF_FOUR, count, unfit) == Combine("median", 0)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_median_is_one_of_however_many(count: int) -> None:
+    assert combination(MEDIAN_OF_FOUR, count) == Combine("median", 0)
 
 
 open_rounds = st.builds(

@@ -123,19 +123,17 @@ def cohort_count(facts: RoundFacts, policy: Policy) -> int:
     return facts.contribution_count + (facts.unfit_count if facts.unfit_count <= borne else 0)
 
 
-def combination(policy: Policy, contribution_count: int, unfit_count: int) -> Combine:
-    """How a round's contributions become one gradient.
+def combination(policy: Policy, contribution_count: int) -> Combine:
+    """How so many contributions become one gradient.
 
-    A trimmed mean bears so many bad contributions; those that admission has kept out need not be trimmed any more. But
-    it never trims less than there is room for: who has sent a bad one may not be who sends the next.
+    A trimmed mean trims what its contributions leave room for, `trim_count` at most. It is less only where bad ones
+    were kept out and count to the cohort: then it still bears the rest of those that it was chosen to bear.
     """
     if not isinstance(policy, Synchronous | Buffered):
         return MEAN
     if policy.combine != "trimmed_mean":
         return Combine(policy.combine)
-    needed = policy.trim_count - (unfit_count if unfit_count <= policy.trim_count else 0)
-    room = min(policy.trim_count, (contribution_count - 1) // 2)
-    return Combine("trimmed_mean", max(needed, room))
+    return Combine("trimmed_mean", min(policy.trim_count, (contribution_count - 1) // 2))
 
 
 def is_mean(policy: Policy) -> bool:

@@ -426,7 +426,7 @@ class RunEngine:
         held = closed.in_order()
         factors = rounds.factors([c.header.example_count for c in held], [c.staleness for c in held], closed.policy)
         gradients = [_pending(c).gradient.array for c in held]
-        combine = rounds.combination(closed.policy, len(held), closed.unfit_count)
+        combine = rounds.combination(closed.policy, len(held))
         sync_count = self.snapshot.lookahead_sync_count
         try:
             snapshot = await self._device.run(self._writer.apply, gradients, factors, values, combine)

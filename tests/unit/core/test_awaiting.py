@@ -131,6 +131,15 @@ def test_bad_one_of_a_worker_that_has_gone_stands_for_nothing() -> None:
     assert (hand.closed(), hand.coordinator.decide(hand.now).reason) == ([], "WAITING_FOR_COHORT")
 
 
+def test_names_that_come_and_go_with_a_bad_one_each_do_not_pile_up() -> None:
+    hand = Hand(Synchronous(3), "a", "b")
+    for number in range(100):
+        epoch = hand.join(f"w{number}")
+        hand.push(f"w{number}", norm=math.nan)
+        hand.coordinator.leave(f"w{number}", epoch, hand.now)
+    assert len(hand.coordinator._round.unfit_worker_ids) <= 9, "the limit of workers is 8"
+
+
 # Robust combinations
 
 

@@ -64,6 +64,11 @@ class Round:
         if self.contributions:
             self.late_unfit_worker_ids.add(worker_id)
 
+    def forget_unfit_but(self, worker_ids: set[str]) -> None:
+        """Forgets all others that have sent what cannot be taken: names that come and go are not to pile up."""
+        self.unfit_worker_ids &= worker_ids
+        self.late_unfit_worker_ids &= worker_ids
+
     @property
     def excused_worker_ids(self) -> set[str]:
         """Whom nobody waits for.

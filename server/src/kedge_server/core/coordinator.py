@@ -433,6 +433,8 @@ class Coordinator:
     def _note_unfit(self, lease: Lease, rejection: admitting.Rejection, now_seconds: float) -> None:
         """Lets the round go on without a worker that sent what cannot be taken; one that only does so is sent away."""
         self._round.note_unfit(lease.worker_id)
+        if len(self._round.unfit_worker_ids) > self._bounds.workers:
+            self._round.forget_unfit_but(self._round.worker_ids | self.leases.by_worker.keys())
         if rejection.reason == "NORM_OUTLIER" and self._norms.most_are_outliers:
             return  # it is the run that has changed, not this worker
         lease.bad_count += 1

@@ -80,11 +80,16 @@ def test_first_chunk_is_no_larger_than_the_window_that_a_reader_opens_with() -> 
     assert len(decode_chunk(next(encoding.messages())).data) == 64 << 10
 
 
-@pytest.mark.parametrize("count", [1, (64 << 10) // 4, (64 << 10) // 4 + 1])
-def test_weights_about_as_large_as_the_first_chunk_come_whole(count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "message_count"),
+    [(1, 1), ((64 << 10) // 4, 1), ((64 << 10) // 4 + 1, 1), ((1 << 20) // 4, 1), ((1 << 20) // 4 + 1, 3)],
+)
+def test_weights_that_fit_into_one_chunk_come_in_one_message(count: int, message_count: int) -> None:
     weights = np.arange(count, dtype=np.float32)
     encoding = Snapshot(0, 0, (weights,), None).encoding("fast", "float32")
-    np.testing.assert_array_equal(decoded(encoding, read(encoding), count), weights)
+    messages = read(encoding)
+    assert len(messages) == message_count
+    np.testing.assert_array_equal(decoded(encoding, messages, count), weights)
 
 
 def test_held_bytes_are_the_weights_and_the_messages_so_far_and_then_the_messages_alone() -> None:

@@ -1,4 +1,4 @@
-"""How contributions become steps, and which are taken, as plain values: the aggregation and admission of a run."""
+"""How a run goes about it, as plain values: how contributions become steps, which are taken, and what is kept of them."""
 
 import math
 from dataclasses import KW_ONLY, dataclass
@@ -11,7 +11,9 @@ __all__ = [
     "Asynchronous",
     "BoundedStaleness",
     "Buffered",
+    "Checkpoints",
     "Combine",
+    "Durability",
     "Policy",
     "Scaling",
     "Synchronous",
@@ -23,6 +25,10 @@ Combine = Literal["mean", "trimmed_mean", "median"]
 
 Scaling = Literal["none", "inverse"]
 """How staleness scales a contribution: not at all, or by 1 / (1 + staleness)."""
+
+Durability = Literal["memory", "checkpoint", "journal", "journal-sync"]
+"""What an acknowledged push survives: nothing but the server's process; that as of the last checkpoint; the end of the
+process at any moment, and loss of power but for the last second; loss of power."""
 
 OUTLIER_WINDOW = 16
 """A worker's vote on what is an outlier is the median of so many norms: those of what it sent last."""
@@ -191,6 +197,52 @@ class Admission:
         if self.quarantine_after is not None:
             _check_count("quarantine_after", self.quarantine_after)
         _check_seconds("quarantine_seconds", self.quarantine_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When checkpoints of a run are taken, and which are kept. The newest two always are.
+
+    Attributes:
+        every_steps: one is taken after so many steps, >= 1; None: when the journal has grown by a few times the state's
+            size, and without a journal every 10 minutes.
+        every_seconds: one is taken after so long, if there was a step; None: time alone makes none.
+        keep_latest: so many of the newest are kept, >= 2.
+        keep_every_steps: the first one at or after each multiple of so many steps is kept, too, >= 1; None: none is.
+        max_age_seconds: none but the newest are kept for longer; None: age alone deletes none.
+        keep_best: so many of the best by `metric` are kept, too, >= 0.
+        metric: "loss", the mean loss of the checkpoint's step, or the name of a metric given to `Run.checkpoint`.
+        is_greater_better: whether greater values of the metric are better.
+    """
+
+    every_steps: int | None = None
+    every_seconds: float | None = None
+    keep_latest: int = 2
+    keep_every_steps: int | None = None
+    max_age_seconds: float | None = None
+    keep_best: int = 0
+    metric: str = "loss"
+    is_greater_better: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "keep_every_steps"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        for name in ("every_seconds", "max_age_seconds"):
+            if getattr(self, name) is not None:
+                _check_seconds(name, getattr(self, name), or_none=" or None")
+        _check_count("keep_latest", self.keep_latest)
+        if self.keep_latest < 2:
+            raise ValueError(f"keep_latest is {self.keep_latest}: it must be 2 at least, so that one may be damaged")
+        if isinstance(self.keep_best, bool) or not isinstance(self.keep_best, int) or not 0 <= self.keep_best < 1 << 32:
+            raise ValueError(f"keep_best is {self.keep_best!r}: it must be a whole number, 0 at least")
+        if not isinstance(self.metric, str) or not 1 <= len(self.metric) <= METRIC_NAME_LENGTH:
+            raise ValueError(f"metric is {self.metric!r}: give a name of 1 to {METRIC_NAME_LENGTH} characters")
+        _check_flag("is_greater_better", self.is_greater_better)
+
+
+METRIC_NAME_LENGTH = 64
+"""Characters of the name of a metric."""
 
 
 def _check_seconds(name: str, value: float, *, or_none: str = "") -> None:

@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
+from kedge.v1 import run_pb2 as _run_pb2
 from kedge.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -80,20 +81,24 @@ class WeightsHeader(_message.Message):
     def __init__(self, step: _Optional[int] = ..., lookahead_sync_count: _Optional[int] = ..., weights: _Optional[_Union[_tensor_pb2.Weights, str]] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., is_unchanged: bool = ...) -> None: ...
 
 class PushResult(_message.Message):
-    __slots__ = ("sequence", "outcome", "reason", "message", "step", "staleness")
+    __slots__ = ("sequence", "outcome", "reason", "message", "step", "staleness", "durability", "durable_step")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_STEP_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     outcome: PushOutcome
     reason: str
     message: str
     step: int
     staleness: int
-    def __init__(self, sequence: _Optional[int] = ..., outcome: _Optional[_Union[PushOutcome, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ...) -> None: ...
+    durability: _run_pb2.Durability
+    durable_step: int
+    def __init__(self, sequence: _Optional[int] = ..., outcome: _Optional[_Union[PushOutcome, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., durability: _Optional[_Union[_run_pb2.Durability, str]] = ..., durable_step: _Optional[int] = ...) -> None: ...
 
 class PushGradientsRequest(_message.Message):
     __slots__ = ("header", "chunk", "trailer")

@@ -14,6 +14,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DURABILITY_UNSPECIFIED: _ClassVar[Durability]
+    DURABILITY_MEMORY: _ClassVar[Durability]
+    DURABILITY_CHECKPOINT: _ClassVar[Durability]
+    DURABILITY_JOURNAL: _ClassVar[Durability]
+    DURABILITY_JOURNAL_SYNC: _ClassVar[Durability]
+
 class RunView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RUN_VIEW_UNSPECIFIED: _ClassVar[RunView]
@@ -45,6 +53,14 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_AGGREGATION_CHANGED: _ClassVar[EventKind]
     EVENT_KIND_WAITING: _ClassVar[EventKind]
     EVENT_KIND_SUMMARY: _ClassVar[EventKind]
+    EVENT_KIND_CHECKPOINT: _ClassVar[EventKind]
+    EVENT_KIND_RECOVERED: _ClassVar[EventKind]
+    EVENT_KIND_RESTORED: _ClassVar[EventKind]
+DURABILITY_UNSPECIFIED: Durability
+DURABILITY_MEMORY: Durability
+DURABILITY_CHECKPOINT: Durability
+DURABILITY_JOURNAL: Durability
+DURABILITY_JOURNAL_SYNC: Durability
 RUN_VIEW_UNSPECIFIED: RunView
 RUN_VIEW_BASIC: RunView
 RUN_VIEW_FULL: RunView
@@ -65,9 +81,12 @@ EVENT_KIND_REJECTED: EventKind
 EVENT_KIND_AGGREGATION_CHANGED: EventKind
 EVENT_KIND_WAITING: EventKind
 EVENT_KIND_SUMMARY: EventKind
+EVENT_KIND_CHECKPOINT: EventKind
+EVENT_KIND_RECOVERED: EventKind
+EVENT_KIND_RESTORED: EventKind
 
 class Run(_message.Message):
-    __slots__ = ("name", "create_time", "manifest", "parameter_count", "optimizer", "aggregation", "state", "groups", "changes", "admission")
+    __slots__ = ("name", "create_time", "manifest", "parameter_count", "optimizer", "aggregation", "state", "groups", "changes", "admission", "durability", "checkpointing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +97,8 @@ class Run(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
     name: str
     create_time: _timestamp_pb2.Timestamp
     manifest: _tensor_pb2.Manifest
@@ -88,7 +109,29 @@ class Run(_message.Message):
     groups: _containers.RepeatedCompositeFieldContainer[ParameterGroup]
     changes: _containers.RepeatedCompositeFieldContainer[HyperparameterChange]
     admission: Admission
-    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., parameter_count: _Optional[int] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., state: _Optional[_Union[RunState, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., changes: _Optional[_Iterable[_Union[HyperparameterChange, _Mapping]]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ...) -> None: ...
+    durability: Durability
+    checkpointing: Checkpointing
+    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., parameter_count: _Optional[int] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., state: _Optional[_Union[RunState, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., changes: _Optional[_Iterable[_Union[HyperparameterChange, _Mapping]]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ..., durability: _Optional[_Union[Durability, str]] = ..., checkpointing: _Optional[_Union[Checkpointing, _Mapping]] = ...) -> None: ...
+
+class Checkpointing(_message.Message):
+    __slots__ = ("every_steps", "every", "keep_latest", "keep_every_steps", "max_age", "keep_best", "metric", "is_greater_better")
+    EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
+    EVERY_FIELD_NUMBER: _ClassVar[int]
+    KEEP_LATEST_FIELD_NUMBER: _ClassVar[int]
+    KEEP_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_BEST_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    IS_GREATER_BETTER_FIELD_NUMBER: _ClassVar[int]
+    every_steps: int
+    every: _duration_pb2.Duration
+    keep_latest: int
+    keep_every_steps: int
+    max_age: _duration_pb2.Duration
+    keep_best: int
+    metric: str
+    is_greater_better: bool
+    def __init__(self, every_steps: _Optional[int] = ..., every: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., keep_latest: _Optional[int] = ..., keep_every_steps: _Optional[int] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., keep_best: _Optional[int] = ..., metric: _Optional[str] = ..., is_greater_better: bool = ...) -> None: ...
 
 class ParameterGroup(_message.Message):
     __slots__ = ("name", "patterns", "lr", "weight_decay", "grad_clip_norm", "grad_clip_value", "frozen")
@@ -125,7 +168,7 @@ class HyperparameterChange(_message.Message):
     def __init__(self, group: _Optional[str] = ..., lr: _Optional[_Union[_schedule_pb2.LearningRate, _Mapping]] = ..., weight_decay: _Optional[float] = ..., grad_clip_norm: _Optional[float] = ..., grad_clip_value: _Optional[float] = ..., step: _Optional[int] = ...) -> None: ...
 
 class RunState(_message.Message):
-    __slots__ = ("step", "lookahead_sync_count", "learning_rate", "workers", "round", "applied_count", "rejected_counts", "loss", "waiting_for")
+    __slots__ = ("step", "lookahead_sync_count", "learning_rate", "workers", "round", "applied_count", "rejected_counts", "loss", "waiting_for", "durable_step", "storage_problem")
     class RejectedCountsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +185,8 @@ class RunState(_message.Message):
     REJECTED_COUNTS_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_STEP_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_PROBLEM_FIELD_NUMBER: _ClassVar[int]
     step: int
     lookahead_sync_count: int
     learning_rate: float
@@ -151,7 +196,9 @@ class RunState(_message.Message):
     rejected_counts: _containers.ScalarMap[str, int]
     loss: float
     waiting_for: str
-    def __init__(self, step: _Optional[int] = ..., lookahead_sync_count: _Optional[int] = ..., learning_rate: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., applied_count: _Optional[int] = ..., rejected_counts: _Optional[_Mapping[str, int]] = ..., loss: _Optional[float] = ..., waiting_for: _Optional[str] = ...) -> None: ...
+    durable_step: int
+    storage_problem: str
+    def __init__(self, step: _Optional[int] = ..., lookahead_sync_count: _Optional[int] = ..., learning_rate: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., applied_count: _Optional[int] = ..., rejected_counts: _Optional[_Mapping[str, int]] = ..., loss: _Optional[float] = ..., waiting_for: _Optional[str] = ..., durable_step: _Optional[int] = ..., storage_problem: _Optional[str] = ...) -> None: ...
 
 class Round(_message.Message):
     __slots__ = ("contribution_count", "required_count")
@@ -252,7 +299,7 @@ class Admission(_message.Message):
     def __init__(self, max_norm: _Optional[float] = ..., outlier_factor: _Optional[float] = ..., quarantine_after: _Optional[int] = ..., quarantine: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("number", "time", "kind", "step", "worker", "epoch", "reason", "message", "contribution_count", "loss", "aggregation", "skipped_counts")
+    __slots__ = ("number", "time", "kind", "step", "worker", "epoch", "reason", "message", "contribution_count", "loss", "aggregation", "skipped_counts", "checkpoint")
     class SkippedCountsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -272,6 +319,7 @@ class Event(_message.Message):
     LOSS_FIELD_NUMBER: _ClassVar[int]
     AGGREGATION_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     number: int
     time: _timestamp_pb2.Timestamp
     kind: EventKind
@@ -284,4 +332,5 @@ class Event(_message.Message):
     loss: float
     aggregation: Aggregation
     skipped_counts: _containers.ScalarMap[str, int]
-    def __init__(self, number: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., kind: _Optional[_Union[EventKind, str]] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., contribution_count: _Optional[int] = ..., loss: _Optional[float] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., skipped_counts: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    checkpoint: str
+    def __init__(self, number: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., kind: _Optional[_Union[EventKind, str]] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., contribution_count: _Optional[int] = ..., loss: _Optional[float] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., skipped_counts: _Optional[_Mapping[str, int]] = ..., checkpoint: _Optional[str] = ...) -> None: ...

@@ -23,7 +23,7 @@ class CreateRunRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[CreateRunHeader, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_tensor_pb2.StreamTrailer, _Mapping]] = ...) -> None: ...
 
 class CreateRunHeader(_message.Message):
-    __slots__ = ("run_id", "manifest", "optimizer", "aggregation", "request_id", "dtype", "size_bytes", "groups", "admission")
+    __slots__ = ("run_id", "manifest", "optimizer", "aggregation", "request_id", "dtype", "size_bytes", "groups", "admission", "durability", "checkpointing")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,8 @@ class CreateRunHeader(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     manifest: _tensor_pb2.Manifest
     optimizer: _optimizer_pb2.Optimizer
@@ -42,7 +44,9 @@ class CreateRunHeader(_message.Message):
     size_bytes: int
     groups: _containers.RepeatedCompositeFieldContainer[_run_pb2.ParameterGroup]
     admission: _run_pb2.Admission
-    def __init__(self, run_id: _Optional[str] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[_run_pb2.Aggregation, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[_run_pb2.ParameterGroup, _Mapping]]] = ..., admission: _Optional[_Union[_run_pb2.Admission, _Mapping]] = ...) -> None: ...
+    durability: _run_pb2.Durability
+    checkpointing: _run_pb2.Checkpointing
+    def __init__(self, run_id: _Optional[str] = ..., manifest: _Optional[_Union[_tensor_pb2.Manifest, _Mapping]] = ..., optimizer: _Optional[_Union[_optimizer_pb2.Optimizer, _Mapping]] = ..., aggregation: _Optional[_Union[_run_pb2.Aggregation, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., size_bytes: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[_run_pb2.ParameterGroup, _Mapping]]] = ..., admission: _Optional[_Union[_run_pb2.Admission, _Mapping]] = ..., durability: _Optional[_Union[_run_pb2.Durability, str]] = ..., checkpointing: _Optional[_Union[_run_pb2.Checkpointing, _Mapping]] = ...) -> None: ...
 
 class CreateRunResponse(_message.Message):
     __slots__ = ("run",)
@@ -197,19 +201,23 @@ class EvictWorkerResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchRunRequest(_message.Message):
-    __slots__ = ("name", "from_step", "after_number")
+    __slots__ = ("name", "from_step", "after_number", "server_generation")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FROM_STEP_FIELD_NUMBER: _ClassVar[int]
     AFTER_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SERVER_GENERATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     from_step: int
     after_number: int
-    def __init__(self, name: _Optional[str] = ..., from_step: _Optional[int] = ..., after_number: _Optional[int] = ...) -> None: ...
+    server_generation: int
+    def __init__(self, name: _Optional[str] = ..., from_step: _Optional[int] = ..., after_number: _Optional[int] = ..., server_generation: _Optional[int] = ...) -> None: ...
 
 class WatchRunResponse(_message.Message):
-    __slots__ = ("events", "last_number")
+    __slots__ = ("events", "last_number", "server_generation")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     LAST_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SERVER_GENERATION_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[_run_pb2.Event]
     last_number: int
-    def __init__(self, events: _Optional[_Iterable[_Union[_run_pb2.Event, _Mapping]]] = ..., last_number: _Optional[int] = ...) -> None: ...
+    server_generation: int
+    def __init__(self, events: _Optional[_Iterable[_Union[_run_pb2.Event, _Mapping]]] = ..., last_number: _Optional[int] = ..., server_generation: _Optional[int] = ...) -> None: ...

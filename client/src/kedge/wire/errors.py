@@ -309,6 +309,44 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             ("run",),
             "An update of this run failed; its state is lost. The server's log has the cause.",
         ),
+        "DURABILITY_UNAVAILABLE": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            ConflictError,
+            ("durability",),
+            "The run cannot be, or is not, kept on disk: start the server with --data-dir, or create the run with another "
+            "durability.",
+        ),
+        "CHECKPOINT_NOT_FOUND": Entry(
+            "NOT_FOUND",
+            Retry.NEVER,
+            NotFoundError,
+            ("checkpoint",),
+            "No such checkpoint: look at the list of the run's checkpoints. Old ones are deleted as the run was told.",
+        ),
+        "CHECKPOINT_DAMAGED": Entry(
+            "DATA_LOSS",
+            Retry.NEVER,
+            InternalError,
+            ("checkpoint",),
+            "The files of the checkpoint are not as they were written: choose another. Nothing was changed.",
+        ),
+        "STORAGE_FULL": Entry(
+            "RESOURCE_EXHAUSTED",
+            Retry.BACKOFF,
+            ResourceExhaustedError,
+            ("run",),
+            "The server's disk is full, so that nothing can be acknowledged: free space. What was taken already is "
+            "applied then, and pulls go on meanwhile.",
+        ),
+        "STORAGE_UNAVAILABLE": Entry(
+            "UNAVAILABLE",
+            Retry.BACKOFF,
+            UnavailableError,
+            ("run",),
+            "The server's data directory cannot be written to, as when its file system has become read-only: mend that. "
+            "What was taken already is applied then, and pulls go on meanwhile.",
+        ),
         "NO_SLOW_WEIGHTS": Entry(
             "FAILED_PRECONDITION",
             Retry.NEVER,

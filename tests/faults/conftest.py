@@ -1,4 +1,6 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from worker_fleet import Fleet
 import kedge
 from kedge import optim
 
-pytest.register_assert_rewrite("outage")  # so that its assertions say what they compared
+pytest.register_assert_rewrite("outage", "killed_training")  # so that its assertions say what they compared
 
 
 @pytest.fixture
@@ -34,3 +36,11 @@ def new_run(client: kedge.Client, run_id: str):
         )
 
     return create
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
+    """What came of the known training, at a level of durability, on a server that nobody killed."""
+    import killed_training
+
+    return cache(lambda durability: killed_training.play(tmp_path_factory.mktemp("uninterrupted"), durability))

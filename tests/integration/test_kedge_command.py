@@ -61,9 +61,9 @@ def test_list_has_a_line_for_each_run(command: Command, digits: kedge.Run) -> No
     with digits.join("alice"):
         done = command("runs", "list")
     assert (done.returncode, done.stderr) == (0, "")
-    headings = ["name", "step", "workers", "parameters", "optimizer", "aggregation", "loss"]
+    headings = ["name", "step", "durable", "workers", "parameters", "optimizer", "aggregation", "durability", "loss"]
     assert done.stdout.splitlines()[0].split() == headings
-    expected = [digits.id, "2", "1", "5", "Lookahead(SGD)", "Synchronous(quorum=1)", "0.25"]
+    expected = [digits.id, "2", "-", "1", "5", "Lookahead(SGD)", "Synchronous(quorum=1)", "memory", "0.25"]
     assert rows(done.stdout)[digits.id] == expected
 
 
@@ -83,6 +83,20 @@ def test_list_as_json(command: Command, digits: kedge.Run) -> None:
     }
     assert mine["admission"]["max_norm"] is None
     assert mine["admission"]["quarantine_seconds"] == 600.0
+    assert mine["durability"] == "memory"
+    assert mine["checkpoints"] == {
+        "type": "Checkpoints",
+        "every_steps": None,
+        "every_seconds": None,
+        "keep_latest": 2,
+        "keep_every_steps": None,
+        "max_age_seconds": None,
+        "keep_best": 0,
+        "metric": "loss",
+        "is_greater_better": False,
+    }
+    assert mine["status"]["durable_step"] == 0
+    assert mine["status"]["storage_problem"] == ""
     assert mine["status"]["step"] == 2
     assert mine["status"]["loss"] == 0.25
     assert mine["status"]["workers"] == []
@@ -124,6 +138,10 @@ def test_show_tells_all_of_a_run(command: Command, client: Client, run_id: str) 
     assert shown["optimizer"].startswith("SGD(lr=0.125, ")
     assert shown["aggregation"] == "Synchronous(quorum=3)"
     assert "admission" not in shown
+    assert shown["durability"] == "memory"
+    assert shown["durable"] == "step     -"
+    assert "checkpoints" not in shown
+    assert "storage" not in shown
     assert shown["tensors"] == "2 of 14 bytes"  # 2 * 4 + 3 * 2
     assert shown["learning"] == "rate    0.125"
     assert shown["round"] == "1 of 3 contributions"
@@ -314,6 +332,10 @@ ON_A_RUN = [
     ["watch", "r0"],
     ["workers", "list", "r0"],
     ["workers", "evict", "r0", "w"],
+    ["checkpoints", "list", "r0"],
+    ["checkpoints", "create", "r0"],
+    ["checkpoints", "restore", "r0", "0-1"],
+    ["checkpoints", "fork", "r0", "0-1", "r1"],
 ]
 
 
@@ -350,6 +372,11 @@ def test_address_given_wins_over_the_environment(server: ServerProcess) -> None:
         ["watch", "r0", "--from-step", "-1"],
         ["workers", "evict", "r0"],
         ["workers", "evict", "r0", "w", "--block", "soon"],
+        ["checkpoints", "restore", "r0"],
+        ["checkpoints", "fork", "r0", "0-1"],
+        ["checkpoints", "create", "r0", "--metric", "accuracy"],
+        ["checkpoints", "create", "r0", "--metric", "accuracy=high"],
+        ["checkpoints", "create", "r0", "--metric", "=1"],
     ],
     ids=" ".join,
 )
@@ -406,6 +433,10 @@ def test_show_tells_groups_and_changes(command: Command, client: Client, run_id:
         ("watch", "r"),
         ("workers", "list", "r"),
         ("workers", "evict", "r", "w"),
+        ("checkpoints", "list", "r"),
+        ("checkpoints", "create", "r"),
+        ("checkpoints", "restore", "r", "0-1"),
+        ("checkpoints", "fork", "r", "0-1", "s"),
     ],
     ids=" ".join,
 )

@@ -35,7 +35,7 @@ def plan_of(optimizer: optim.Optimizer, sizes: Sequence[int]) -> Plan:
     """A plan with blocks of just these sizes, whatever the rule: each is a tensor, so none ends in zeros."""
     ends = np.cumsum(sizes).tolist()
     blocks = [BlockPlan(end - size, end, 0, False, (size,)) for size, end in zip(sizes, ends, strict=True)]
-    return Plan(optimizer.spec(), tuple(blocks))
+    return Plan(optimizer.spec(), tuple(blocks), 0)
 
 
 def trajectory(

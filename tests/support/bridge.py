@@ -1,7 +1,7 @@
 """Kedge's protocol on top of the fake server: what the SDK's gRPC transport meets where no real server is wanted."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from kedge import testing
 from kedge.transport import (
+    Checkpoint,
     Event,
     Lease,
     NewRun,
@@ -24,6 +25,7 @@ from kedge.transport import (
     WeightsOfStep,
     in_process,
 )
+from kedge.v1 import checkpoint_service_pb2 as checkpoint_pb
 from kedge.v1 import optimizer_service_pb2 as optimizer_pb
 from kedge.v1 import run_pb2
 from kedge.v1 import run_service_pb2 as run_pb
@@ -32,19 +34,34 @@ from kedge.wire import codec, convert
 from kedge.wire.errors import DOMAIN, KedgeError
 from kedge.wire.groups import change_from_wire, change_to_wire, group_to_wire, groups_from_wire
 from kedge.wire.manifest import Manifest
-from kedge.wire.policies import admission_from_wire, admission_to_wire, policy_from_wire, policy_to_wire
+from kedge.wire.policies import (
+    admission_from_wire,
+    admission_to_wire,
+    checkpoints_from_wire,
+    checkpoints_to_wire,
+    durability_from_wire,
+    durability_to_wire,
+    policy_from_wire,
+    policy_to_wire,
+)
 
 
 @contextlib.contextmanager
 def fake_server_behind_grpc() -> Iterator[str]:
     """The address of one."""
-    with testing.FakeServer() as fake:
-        server = grpc.server(ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers(Bridge(in_process.transport_to(fake.address)).handlers())
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield f"127.0.0.1:{port}"
-        server.stop(0).wait()
+    with testing.FakeServer() as fake, behind_grpc(in_process.transport_to(fake.address)) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def behind_grpc(fake: Any) -> Iterator[str]:
+    """The address of a server that asks this transport."""
+    server = grpc.server(ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers(Bridge(fake).handlers())
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0).wait()
 
 
 class Bridge:
@@ -65,11 +82,12 @@ class Bridge:
             "LeaveRun": (self._leave_run, run_pb.LeaveRunRequest),
             "EvictWorker": (self._evict_worker, run_pb.EvictWorkerRequest),
         }
-        runs = {
-            name: grpc.unary_unary_rpc_method_handler(
-                _answering(method), request_deserializer=request.FromString, response_serializer=codec.serialize
-            )
-            for name, (method, request) in unary.items()
+        runs = _unary_handlers(unary)
+        checkpoints = {
+            "CreateCheckpoint": (self._create_checkpoint, checkpoint_pb.CreateCheckpointRequest),
+            "ListCheckpoints": (self._list_checkpoints, checkpoint_pb.ListCheckpointsRequest),
+            "RestoreCheckpoint": (self._restore_checkpoint, checkpoint_pb.RestoreCheckpointRequest),
+            "ForkCheckpoint": (self._fork_checkpoint, checkpoint_pb.ForkCheckpointRequest),
         }
         runs["CreateRun"] = grpc.stream_unary_rpc_method_handler(
             _answering(self._create_run),
@@ -96,6 +114,7 @@ class Bridge:
         return (
             grpc.method_handlers_generic_handler("kedge.v1.RunService", runs),
             grpc.method_handlers_generic_handler("kedge.v1.OptimizerService", optimizers),
+            grpc.method_handlers_generic_handler("kedge.v1.CheckpointService", _unary_handlers(checkpoints)),
         )
 
     def _create_run(self, requests: Iterator[Any]) -> Any:
@@ -110,6 +129,8 @@ class Bridge:
             groups_from_wire(header.groups),
             header.request_id,
             admission_from_wire(header.admission),
+            durability_from_wire(header.durability),
+            checkpoints_from_wire(header.checkpointing),
         )
         return run_pb.CreateRunResponse(run=_run_message(self._fake.create_run(new)))
 
@@ -166,11 +187,30 @@ class Bridge:
 
     def _watch_run(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         kind = request.WhichOneof("start")
-        watch = self._fake.watch(request.name, WatchStart(**{kind: getattr(request, kind)} if kind else {}))
+        start = WatchStart(
+            **({kind: getattr(request, kind)} if kind else {}), server_generation=request.server_generation
+        )
+        watch = self._fake.watch(request.name, start)
         context.add_callback(watch.close)
-        yield run_pb.WatchRunResponse(last_number=watch.last_number)
+        yield run_pb.WatchRunResponse(last_number=watch.last_number, server_generation=watch.server_generation)
         for event in watch:
             yield run_pb.WatchRunResponse(events=[_event_message(event)])
+
+    def _create_checkpoint(self, request: Any) -> Any:
+        taken = self._fake.create_checkpoint(request.run, dict(request.metrics))
+        return checkpoint_pb.CreateCheckpointResponse(checkpoint=_checkpoint_message(taken))
+
+    def _list_checkpoints(self, request: Any) -> Any:
+        messages = [_checkpoint_message(checkpoint) for checkpoint in self._fake.list_checkpoints(request.run)]
+        return checkpoint_pb.ListCheckpointsResponse(checkpoints=messages)
+
+    def _restore_checkpoint(self, request: Any) -> Any:
+        step = self._fake.restore_checkpoint(request.name, request_id=request.request_id)
+        return checkpoint_pb.RestoreCheckpointResponse(step=step)
+
+    def _fork_checkpoint(self, request: Any) -> Any:
+        info = self._fake.fork_checkpoint(request.name, request.run_id, request_id=request.request_id)
+        return checkpoint_pb.ForkCheckpointResponse(run=_run_message(info))
 
     def _pull_weights(self, request: Any, _: grpc.ServicerContext) -> Iterator[Any]:
         manifest = self._fake.get_run(request.run).manifest
@@ -213,6 +253,8 @@ def _result_message(result: PushResult, sequence: int) -> Any:
         message=result.message,
         step=result.step,
         staleness=result.staleness,
+        durability=durability_to_wire(result.durability),
+        durable_step=result.durable_step,
     )
 
 
@@ -254,6 +296,14 @@ def _weights_messages(weights: WeightsOfStep, spec: Any, manifest: Manifest, res
     yield response(trailer=StreamTrailer(crc32c=encoder.crc32c))
 
 
+def _checkpoint_message(checkpoint: Checkpoint) -> checkpoint_pb.Checkpoint:
+    message = checkpoint_pb.Checkpoint(
+        name=checkpoint.name, step=checkpoint.step, size_bytes=checkpoint.size_bytes, metrics=checkpoint.metrics
+    )
+    message.create_time.FromDatetime(checkpoint.create_time)
+    return message
+
+
 def _event_message(event: Event) -> run_pb2.Event:
     message = run_pb2.Event(
         number=event.number,
@@ -267,6 +317,7 @@ def _event_message(event: Event) -> run_pb2.Event:
         loss=event.loss,
         aggregation=policy_to_wire(event.aggregation) if event.aggregation is not None else None,
         skipped_counts={kind.upper(): count for kind, count in event.skipped_counts.items()},
+        checkpoint=event.checkpoint,
     )
     message.time.FromDatetime(event.time)
     return message
@@ -282,6 +333,8 @@ def _run_message(info: RunInfo) -> run_pb2.Run:
         rejected_counts=status.rejected_counts,
         loss=status.loss,
         waiting_for=status.waiting_for,
+        durable_step=status.durable_step,
+        storage_problem=status.storage_problem,
     )
     for worker in status.workers:
         remaining = convert.duration_to_wire(worker.lease_remaining_seconds)
@@ -299,9 +352,21 @@ def _run_message(info: RunInfo) -> run_pb2.Run:
         changes=[change_to_wire(made.group, made.change, step=made.step) for made in info.changes],
         state=state,
         manifest=convert.manifest_to_wire(info.manifest) if info.manifest else None,
+        durability=durability_to_wire(info.durability),
+        checkpointing=checkpoints_to_wire(info.checkpoints),
     )
     message.create_time.FromDatetime(info.create_time)
     return message
+
+
+def _unary_handlers(methods: Mapping[str, tuple[Callable[[Any], Any], Any]]) -> dict[str, grpc.RpcMethodHandler]:
+    """By name: each method, and the type of its requests."""
+    return {
+        name: grpc.unary_unary_rpc_method_handler(
+            _answering(method), request_deserializer=request.FromString, response_serializer=codec.serialize
+        )
+        for name, (method, request) in methods.items()
+    }
 
 
 def _answering(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:

@@ -14,8 +14,20 @@ EXECUTABLE = Path(sys.executable).with_name("kedge-server")
 _START_SECONDS = 60
 
 
+class ServerEndedError(AssertionError):
+    """A server that ended before it served. `process` has its exit code and its log."""
+
+    def __init__(self, process: "ServerProcess") -> None:
+        super().__init__("the server ended: " + "".join(process.log))
+        self.process = process
+
+
 class ServerProcess:
-    """Starts a server on a free port of loopback; ends it with SIGTERM."""
+    """Starts a server on a free port of loopback; ends it with SIGTERM.
+
+    Raises:
+        ServerEndedError: if it ends instead of listening.
+    """
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
@@ -49,16 +61,32 @@ class ServerProcess:
 
     def _read_address(self) -> str:
         line = self._lines.get(timeout=_START_SECONDS)
-        assert line is not None, "the server ended: " + "".join(self.log)
+        if line is None:
+            self._threads[1].join(timeout=5)
+            self.process.wait(timeout=30)
+            raise ServerEndedError(self)
         assert line.startswith("listening on "), line
         return line.removeprefix("listening on ").strip()
 
-    def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+    def terminate(self) -> None:
+        """SIGTERM, and no waiting."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.terminate()
+        return self.wait()
+
+    def wait(self, *, seconds: float = 30) -> int:
+        """Waits until it has ended; the exit code."""
         try:
-            code = self.process.wait(timeout=30)
+            code = self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from kedge.client import Client, connect
     from kedge.errors import KedgeError
     from kedge.local import LocalSteps
-    from kedge.policies import Admission, Asynchronous, BoundedStaleness, Buffered, Synchronous
+    from kedge.policies import Admission, Asynchronous, BoundedStaleness, Buffered, Checkpoints, Synchronous
     from kedge.run import Run, Snapshot
-    from kedge.transport.values import Event, PushResult, RoundStatus, RunInfo, RunStatus, WorkerStatus
+    from kedge.transport.values import Checkpoint, Event, PushResult, RoundStatus, RunInfo, RunStatus, WorkerStatus
     from kedge.watch import Watch
     from kedge.worker import Worker
 
@@ -41,6 +41,8 @@ __all__ = [
     "Asynchronous",
     "BoundedStaleness",
     "Buffered",
+    "Checkpoint",
+    "Checkpoints",
     "Client",
     "Event",
     "KedgeError",
@@ -68,6 +70,8 @@ _HOMES = {
     "Asynchronous": "kedge.policies",
     "BoundedStaleness": "kedge.policies",
     "Buffered": "kedge.policies",
+    "Checkpoint": "kedge.transport.values",
+    "Checkpoints": "kedge.policies",
     "Client": "kedge.client",
     "Event": "kedge.transport.values",
     "KedgeError": "kedge.errors",

@@ -9,7 +9,8 @@ from kedge import optim, policies, tree
 from kedge.config import resolve_address
 from kedge.optim.groups import assign, check_groups
 from kedge.retry import Retrier
-from kedge.run import Run, check_admission, check_aggregation
+from kedge.run import Run
+from kedge.settings import check_admission, check_aggregation, check_checkpoints, check_durability
 from kedge.transport import NewRun, RunInfo, Transport, in_process
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest, TensorSpec
@@ -65,6 +66,8 @@ class Client:
         aggregation: policies.Policy,
         groups: Sequence[optim.Group] = (),
         admission: policies.Admission = ALL_THAT_ARE_FINITE,
+        durability: policies.Durability | None = None,
+        checkpoints: policies.Checkpoints | None = None,
     ) -> Run:
         """Creates a run; blocks until the server holds it.
 
@@ -77,6 +80,9 @@ class Client:
             groups: tensors with hyperparameters of their own, `kedge.optim.Group`; each tensor belongs to the first
                 that takes it.
             admission: which gradients it takes; by default all that are finite.
+            durability: what an acknowledged push is to survive: "memory", "checkpoint", "journal" or "journal-sync".
+                None: "journal" where the server has a data directory, else "memory".
+            checkpoints: when checkpoints are taken, and which are kept; None: `kedge.Checkpoints()`.
 
         Returns:
             The run. What is pulled from it has the structure of `params`.
@@ -85,7 +91,8 @@ class Client:
             ValueError: for groups of one name, or a group that gets no tensor.
             KedgeError: INVALID_NAME, UNSUPPORTED_DTYPE, UNSUPPORTED_STRUCTURE, MANIFEST_INVALID (nothing was sent);
                 INVALID_CONFIGURATION for what only the server can judge, as the arguments of `optim.Optax`;
-                RUN_ALREADY_EXISTS, NON_FINITE_WEIGHTS, RUN_TOO_LARGE, TOO_MANY_RUNS; SERVER_UNAVAILABLE.
+                DURABILITY_UNAVAILABLE if the server has no data directory; RUN_ALREADY_EXISTS, NON_FINITE_WEIGHTS,
+                RUN_TOO_LARGE, TOO_MANY_RUNS; SERVER_UNAVAILABLE.
 
         Example:
             >>> run = client.create_run(
@@ -95,7 +102,7 @@ class Client:
             ...     aggregation=kedge.Synchronous(quorum=4),
             ... )
         """
-        config = _checked_config(optimizer, aggregation, groups, admission)
+        config = _checked(_RunConfig(optimizer, aggregation, groups, admission, durability, checkpoints))
         leaves = tree.named_leaves(params)
         manifest = tree.manifest_from_leaves(leaves)
         run_id = parse_run(run_name(name))
@@ -132,6 +139,8 @@ class Client:
         aggregation: policies.Policy,
         groups: Sequence[optim.Group] = (),
         admission: policies.Admission = ALL_THAT_ARE_FINITE,
+        durability: policies.Durability | None = None,
+        checkpoints: policies.Checkpoints | None = None,
     ) -> Run:
         """Opens a run, or creates it if it does not exist: workers may call this in any order.
 
@@ -143,12 +152,14 @@ class Client:
                 where they differ.
             groups: as for `create_run`. If the run exists it must have the same.
             admission: as for `create_run`. If the run exists its own holds, as with the aggregation.
+            durability: the same. None is no other than the run's own.
+            checkpoints: the same.
 
         Raises:
             KedgeError: RUN_MISMATCH if the run that exists has other tensors, another optimizer or other groups; also
                 those of `create_run`.
         """
-        config = _checked_config(optimizer, aggregation, groups, admission)
+        config = _checked(_RunConfig(optimizer, aggregation, groups, admission, durability, checkpoints))
         try:
             return self._get_same_run(name, params, config)
         except KedgeError as error:
@@ -201,9 +212,9 @@ class Client:
             raise _mismatch(info, "optimizer", f"it has {info.optimizer}, asked for is {config.optimizer}")
         if info.groups != config.groups:
             raise _mismatch(info, "groups", f"it has {list(info.groups)}, asked for are {list(config.groups)}")
-        for setting in ("aggregation", "admission"):
+        for setting in ("aggregation", "admission", "durability", "checkpoints"):
             held, asked = getattr(info, setting), getattr(config, setting)
-            if not _is_same(held, asked):
+            if asked is not None and not _is_same(held, asked):
                 message = "%s exists and keeps its %s: it has %s, asked for is %s"
                 _logger.warning(message, info.name, setting, held, asked)
         return Run(self._transport, self._retrier, info, manifest=manifest, template=tree.Template.from_tree(params))
@@ -214,8 +225,10 @@ class _RunConfig(NamedTuple):
 
     optimizer: optim.Optimizer
     aggregation: policies.Policy
-    groups: tuple[optim.Group, ...]
+    groups: Sequence[optim.Group]
     admission: policies.Admission
+    durability: policies.Durability | None
+    checkpoints: policies.Checkpoints | None
 
 
 def _transport_to(address: str) -> Transport:
@@ -226,26 +239,29 @@ def _transport_to(address: str) -> Transport:
     return GrpcTransport(address)
 
 
-def _checked_config(
-    optimizer: optim.Optimizer,
-    aggregation: policies.Policy,
-    groups: Sequence[optim.Group],
-    admission: policies.Admission,
-) -> _RunConfig:
-    if not isinstance(optimizer, optim.Optimizer):
-        raise TypeError(f"optimizer is {optimizer!r}: give one of kedge.optim, as in optim.Adam(lr=1e-3)")
-    check_aggregation(aggregation)
-    check_admission(admission)
-    return _RunConfig(optimizer, aggregation, check_groups(groups), admission)
+def _checked(config: _RunConfig) -> _RunConfig:
+    """The same, its groups as a tuple.
+
+    Raises:
+        TypeError, ValueError: for what can be no such setting; the message names it.
+    """
+    if not isinstance(config.optimizer, optim.Optimizer):
+        raise TypeError(f"optimizer is {config.optimizer!r}: give one of kedge.optim, as in optim.Adam(lr=1e-3)")
+    check_aggregation(config.aggregation)
+    check_admission(config.admission)
+    check_durability(config.durability)
+    check_checkpoints(config.checkpoints)
+    return config._replace(groups=check_groups(config.groups))
 
 
 def _is_same(held: Any, asked: Any) -> bool:
-    """Whether two aggregations or admissions are one on the wire, which holds seconds as whole nanoseconds."""
-    if held == asked:
-        return True
-    from kedge.wire.policies import admission_to_wire, policy_to_wire  # brings protobuf along
+    """Whether two settings are one on the wire, which holds seconds as whole nanoseconds."""
+    if held == asked or isinstance(asked, str):
+        return bool(held == asked)
+    from kedge.wire.policies import admission_to_wire, checkpoints_to_wire, policy_to_wire  # brings protobuf along
 
-    to_wire = admission_to_wire if isinstance(asked, policies.Admission) else policy_to_wire
+    to_wires: dict[type, Any] = {policies.Admission: admission_to_wire, policies.Checkpoints: checkpoints_to_wire}
+    to_wire = to_wires.get(type(asked), policy_to_wire)
     return bool(to_wire(held) == to_wire(asked))
 
 

@@ -1,4 +1,4 @@
-"""How a run goes about it, as plain values: how contributions become steps, which are taken, and what is kept of them."""
+"""How a run goes about it, as plain values: how contributions become steps, which are taken, what is kept of them."""
 
 import math
 from dataclasses import KW_ONLY, dataclass
@@ -225,12 +225,13 @@ class Checkpoints:
     is_greater_better: bool = False
 
     def __post_init__(self) -> None:
+        """Checks every field."""
         for name in ("every_steps", "keep_every_steps"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         for name in ("every_seconds", "max_age_seconds"):
             if getattr(self, name) is not None:
-                _check_seconds(name, getattr(self, name), or_none=" or None")
+                _check_seconds(name, getattr(self, name), or_none="None, or ")
         _check_count("keep_latest", self.keep_latest)
         if self.keep_latest < 2:
             raise ValueError(f"keep_latest is {self.keep_latest}: it must be 2 at least, so that one may be damaged")

@@ -4,13 +4,21 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from kedge.wire.errors import KedgeError, Retry
 
 FIRST_DELAY_SECONDS = 0.1
 MAX_DELAY_SECONDS = 5.0
+
+AWAY_DELAY_SECONDS = 1.0
+"""The longest delay while the server is away: one that comes back soon is not kept waiting for."""
+
+SILENCE_SECONDS = 60.0
+"""An attempt that lasted longer had an answer on its way: a silent connection is given up by then."""
+
+_AWAY = frozenset({"SERVER_UNAVAILABLE", "SERVER_DRAINING"})
 
 _logger = logging.getLogger("kedge")
 T = TypeVar("T")
@@ -22,7 +30,7 @@ class Retrier:
     Thread-safe: a client, its runs and its workers share one.
 
     Args:
-        retry_seconds: how long to go on after the first failure of a call.
+        retry_seconds: how long to go on after the first failure of a call, or the first after a long attempt.
         clock: seconds that only grow.
         wait: sleeps for some seconds; None sleeps until `close` at most.
         jitter: a number in [0, 1] each time.
@@ -49,31 +57,35 @@ class Retrier:
             KedgeError: what `attempt` raised last, or CANCELLED after `close`.
         """
         give_up_at: float | None = None
-        for delay in self._delays():
+        limit = FIRST_DELAY_SECONDS
+        while True:
             if self._closed.is_set():
                 raise KedgeError("CANCELLED", "the client was closed: make another with kedge.connect")
+            began_at = self._clock()
             try:
                 return attempt()
             except KedgeError as error:
                 if error.entry.retry is not Retry.BACKOFF:
                     raise
                 now = self._clock()
-                if give_up_at is None and self._retry_seconds > 0:
-                    _logger.warning("%s; trying again for %g s", error, self._retry_seconds)
-                give_up_at = now + self._retry_seconds if give_up_at is None else give_up_at
+                if give_up_at is None or now - began_at > max(SILENCE_SECONDS, self._retry_seconds):
+                    give_up_at, limit = now + self._retry_seconds, FIRST_DELAY_SECONDS
+                    self._say(error)
                 if now >= give_up_at:
                     raise
                 _logger.debug("repeating a call after %s", error)
-                self._wait(min(max(delay, error.retry_after_seconds or 0.0), give_up_at - now))
-        raise AssertionError("the delays never end")
+                limit = min(limit, AWAY_DELAY_SECONDS if error.reason in _AWAY else MAX_DELAY_SECONDS)
+                self._wait(min(self._delay(limit, error), give_up_at - now))
+                limit *= 2
 
     def close(self) -> None:
         """Ends all waiting, and refuses further calls."""
         self._closed.set()
 
-    def _delays(self) -> Iterator[float]:
-        limit = FIRST_DELAY_SECONDS
-        while True:
-            # At least a tenth, so that a server that refuses at once is not called without pause.
-            yield limit * max(self._jitter(), 0.1)
-            limit = min(2 * limit, MAX_DELAY_SECONDS)
+    def _say(self, error: KedgeError) -> None:
+        if self._retry_seconds > 0:
+            _logger.warning("%s; trying again for %g s", error, self._retry_seconds)
+
+    def _delay(self, limit: float, error: KedgeError) -> float:
+        # At least a tenth, so that a server that refuses at once is not called without pause.
+        return max(limit * max(self._jitter(), 0.1), error.retry_after_seconds or 0.0)

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,32 @@ from kedge.optim.controls import Change
 from kedge.optim.groups import check_changes
 from kedge.optim.schedules.base import check_epoch
 from kedge.retry import Retrier
-from kedge.transport import Lease, PullRequest, RunInfo, RunStatus, RunUpdate, Transport, WatchStart, WeightsOfStep
+from kedge.settings import check_admission, check_aggregation, checked_metrics
+from kedge.transport import (
+    Checkpoint,
+    Lease,
+    PullRequest,
+    RunInfo,
+    RunStatus,
+    RunUpdate,
+    Transport,
+    WatchStart,
+    WeightsOfStep,
+)
 from kedge.watch import Watch
 from kedge.weights import FastOrSlow, pull_patiently, pull_request
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import DTYPES, Manifest
-from kedge.wire.names import WorkerName, check_id, parse_run, parse_worker
+from kedge.wire.names import (
+    CheckpointName,
+    WorkerName,
+    check_checkpoint_id,
+    check_id,
+    parse_checkpoint,
+    parse_run,
+    parse_worker,
+    run_name,
+)
 from kedge.worker import Worker
 
 _TRANSPORTS = ("auto", "grpc")
@@ -51,6 +72,7 @@ class Run:
         aggregation: how contributions become steps, as of the moment when the run was opened or this object changed it.
         admission: which gradients it takes, as of the same moment.
         groups: its parameter groups, as it was created.
+        durability: what an acknowledged push survives, as it was created.
     """
 
     def __init__(
@@ -65,6 +87,7 @@ class Run:
         self.aggregation = info.aggregation
         self.admission = info.admission
         self.groups = info.groups
+        self.durability = info.durability
 
     @property
     def id(self) -> str:
@@ -317,6 +340,70 @@ class Run:
         start = WatchStart(_checked_number("from_step", from_step), _checked_number("after_number", after_number))
         return Watch(self._transport, self._retrier, self.name, start)
 
+    def checkpoint(self, metrics: Mapping[str, float] | None = None) -> Checkpoint:
+        """Takes a checkpoint of the run's present step; blocks until it is safe from loss of power.
+
+        Steps go on meanwhile. Without metrics, one that there is of this step already is answered.
+
+        Args:
+            metrics: measures of the weights, for `Checkpoints.metric` and for people: up to 32 finite numbers.
+
+        Raises:
+            ValueError, TypeError: for what can be no metrics.
+            KedgeError: DURABILITY_UNAVAILABLE if the run is kept in memory; STORAGE_FULL, STORAGE_UNAVAILABLE,
+                RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+
+        Example:
+            >>> run.checkpoint({"accuracy": accuracy(run.pull("slow"))})
+        """
+        numbers = checked_metrics(metrics)
+        return self._retrier.call(lambda: self._transport.create_checkpoint(self.name, numbers))
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The run's checkpoints, newest first; none if it is kept in memory.
+
+        Raises:
+            KedgeError: RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        return self._retrier.call(lambda: self._transport.list_checkpoints(self.name))
+
+    def restore(self, checkpoint: Checkpoint | str) -> int:
+        """Lets the run go on from one of its checkpoints: weights, optimizer state, schedules and counters.
+
+        The open round is refused and all leases end. Workers join again by themselves: their `step` leaves out the
+        gradient that it has, and returns the weights of the checkpoint.
+
+        Args:
+            checkpoint: as `checkpoint` or `checkpoints` returned it, its name or its id.
+
+        Returns:
+            The step that the run goes on from.
+
+        Raises:
+            ValueError, TypeError: for a checkpoint of another run, or what is none.
+            KedgeError: CHECKPOINT_NOT_FOUND, CHECKPOINT_DAMAGED, DURABILITY_UNAVAILABLE: nothing has changed;
+                INVALID_NAME, RUN_NOT_FOUND, SERVER_UNAVAILABLE.
+        """
+        name, request_id = self._checkpoint_name(checkpoint), uuid.uuid4().hex
+        return self._retrier.call(lambda: self._transport.restore_checkpoint(name, request_id=request_id))
+
+    def fork(self, checkpoint: Checkpoint | str, run_id: str) -> "Run":
+        """Creates another run that begins where a checkpoint is, with all settings of this one and no workers.
+
+        Args:
+            checkpoint: as for `restore`.
+            run_id: "digits-2" or "runs/digits-2".
+
+        Returns:
+            The new run. What is pulled from it has the structure that this one's has.
+
+        Raises:
+            ValueError, TypeError, KedgeError: as `restore`; RUN_ALREADY_EXISTS, TOO_MANY_RUNS.
+        """
+        name, request_id, new = self._checkpoint_name(checkpoint), uuid.uuid4().hex, parse_run(run_name(run_id))
+        info = self._retrier.call(lambda: self._transport.fork_checkpoint(name, new, request_id=request_id))
+        return Run(self._transport, self._retrier, info, manifest=self.manifest, template=self._template)
+
     def delete(self) -> None:
         """Deletes the run, as `Client.delete_run` does."""
         self._retrier.call(lambda: self._transport.delete_run(self.name))
@@ -340,28 +427,15 @@ class Run:
             raise ValueError(f"worker is {worker!r}: it is none of {self.name}")
         return worker
 
-
-def check_aggregation(value: object) -> None:
-    """Refuses what is no aggregation.
-
-    Raises:
-        TypeError: as it says.
-    """
-    if not isinstance(value, policies.Policy):
-        raise TypeError(
-            f"aggregation is {value!r}: give kedge.Synchronous(quorum), kedge.Asynchronous(), "
-            "kedge.BoundedStaleness(bound) or kedge.Buffered(size)"
-        )
-
-
-def check_admission(value: object) -> None:
-    """Refuses what is no admission.
-
-    Raises:
-        TypeError: as it says.
-    """
-    if not isinstance(value, policies.Admission):
-        raise TypeError(f"admission is {value!r}: give kedge.Admission(...), as in kedge.Admission(max_norm=10.0)")
+    def _checkpoint_name(self, checkpoint: Checkpoint | str) -> str:
+        name = checkpoint.name if isinstance(checkpoint, Checkpoint) else checkpoint
+        if not isinstance(name, str):
+            raise TypeError(f"checkpoint is {name!r}: give what checkpoints() returned, a name or an id")
+        if "/" not in name:
+            return str(CheckpointName(self.id, check_checkpoint_id(name)))
+        if parse_checkpoint(name).run != self.name:
+            raise ValueError(f"checkpoint is {name!r}: it is none of {self.name}; open its own run with get_run()")
+        return name
 
 
 def _check_eviction(cause: object, block_seconds: float | None) -> None:

@@ -30,7 +30,9 @@ class Watch:
         self._is_closed = False
         self._stream: Stream = retrier.call(self._open)
         if start == WatchStart():
-            self._start = WatchStart(after_number=self._stream.last_number)
+            self._go_on_after(self._stream.last_number)
+        elif start.after_number is not None:
+            self._go_on_after(start.after_number)
 
     def __iter__(self) -> Self:
         return self
@@ -42,7 +44,7 @@ class Watch:
             if self._is_closed:
                 raise StopIteration from None
             raise
-        self._start = WatchStart(after_number=event.number)
+        self._go_on_after(event.number)
         return event
 
     def close(self) -> None:
@@ -64,6 +66,10 @@ class Watch:
 
     def __repr__(self) -> str:
         return f"<kedge.Watch {self._run}>"
+
+    def _go_on_after(self, number: int) -> None:
+        """Has another stream begin after this event, or with the first one of a server that was started anew."""
+        self._start = WatchStart(after_number=number, server_generation=self._stream.server_generation)
 
     def _next_event(self) -> Event:
         while True:

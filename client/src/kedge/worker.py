@@ -38,7 +38,8 @@ class Worker:
     """A data-parallel worker of a run. `Run.join` makes it; use it from one thread.
 
     Leaving its `with` block, or `close`, gives the lease back. A worker whose lease ran out, because its process was
-    paused or cut off for too long, joins again by itself with its next push.
+    paused or cut off for too long, or ended because the run went back to an earlier state, joins again by itself with
+    its next push. A server that is started anew within `retry_seconds` is ridden through.
 
     Attributes:
         last_result: what became of the last push; None before the first.
@@ -63,6 +64,7 @@ class Worker:
         self._is_closed = False
         self._is_fate_unknown = False
         self._attempt_count = 0  # at the last push, under the present lease
+        self._try_count = 0  # of anything, under the present lease
         self._waiting = Waiting()
         self._too_late_count = 0
         self._step_number: int | None = None
@@ -157,8 +159,10 @@ class Worker:
         """Pushes a gradient, waits for its round, and pulls what came of it: one round trip.
 
         The gradient must be of the weights that were last pulled. If it came too late for its round, or the run does
-        not take it, it is left out (`last_result` says so) and there are newer or the same weights to go on with. Under
-        `kedge.BoundedStaleness` it waits for workers that are too far behind; under `kedge.Buffered` for nobody.
+        not take it, it is left out (`last_result` says so) and there are newer or the same weights to go on with. If
+        the run went back behind the gradient's weights, to a checkpoint or because its server lost the last steps, it
+        is left out too (BASE_STEP_AHEAD), and there are the older weights to go on with. Under `kedge.BoundedStaleness`
+        it waits for workers that are too far behind; under `kedge.Buffered` for nobody.
 
         Args:
             grads: as for `push`.
@@ -170,7 +174,7 @@ class Worker:
 
         Raises:
             ValueError: if nothing was pulled before.
-            KedgeError: as `push`.
+            KedgeError: as `push`, but BASE_STEP_AHEAD.
 
         Example:
             >>> with run.join() as worker:
@@ -181,8 +185,13 @@ class Worker:
         """
         push = self._contribution(grads, loss=loss, example_count=example_count, base_step=None)
         pull = PullRequest(dtype=self._wire_dtype, wait_seconds=MAX_WAIT_SECONDS)
-        with self._waiting:
-            result, data = self._push(push._replace(wait_seconds=MAX_WAIT_SECONDS, pull=pull))
+        try:
+            with self._waiting:
+                result, data = self._push(push._replace(wait_seconds=MAX_WAIT_SECONDS, pull=pull))
+        except KedgeError as error:
+            if error.reason != "BASE_STEP_AHEAD":
+                raise
+            return self._go_back(push.base_step, error)
         assert data is not None, "a push that asks for weights is answered with weights"
         if result.outcome == "rejected":
             self._report_rejection(result)
@@ -318,21 +327,37 @@ class Worker:
                 raise
             return None
 
+    def _go_back(self, base_step: int, error: KedgeError) -> Any:
+        """Leaves out a gradient of weights that the run has gone back behind; pulls those to go on with."""
+        weights = self.pull()
+        step = int(error.metadata.get("step", self.step_number))
+        self.last_result = PushResult("rejected", error.reason, step, step - base_step, error.message)
+        message = "%s: the run went back from step %d to step %d: a gradient was left out"
+        _logger.warning(message, self.name, base_step, step)
+        return weights
+
     def _on_exchange(self, use: Callable[[Exchange], T]) -> T:
-        """Does something on the stream, again if need be; after joining again, once, if the lease is lost."""
-        try:
-            return self._retrier.call(lambda: self._attempt(use))
-        except KedgeError as error:
-            # What became of an earlier attempt is not known where the whole epoch is forgotten.
-            is_unknown = error.reason == "EPOCH_FORGOTTEN" and self._attempt_count > 1
-            if is_unknown or not is_lease_lost(error):
-                raise
-            _logger.info("%s: joining again: %s", self.name, error)
-        self._rejoin()
-        return self._retrier.call(lambda: self._attempt(use))
+        """Does something on the stream, again if need be; after joining again if the lease is lost.
+
+        A lease that is lost at once when it was just taken is an error; after a failure between it may be lost again.
+        """
+        has_joined = False
+        while True:
+            try:
+                return self._retrier.call(lambda: self._attempt(use))
+            except KedgeError as error:
+                # What became of an earlier attempt is not known where the whole epoch is forgotten.
+                is_unknown = error.reason == "EPOCH_FORGOTTEN" and self._attempt_count > 1
+                is_lost = is_lease_lost(error) or _has_gone_back(error)
+                if is_unknown or not is_lost or (has_joined and self._try_count == 1):
+                    raise
+                _logger.info("%s: joining again: %s", self.name, error)
+            self._rejoin()
+            has_joined = True
 
     def _attempt(self, use: Callable[[Exchange], T]) -> T:
         self._check_open()
+        self._try_count += 1
         if self._exchange is None:
             self._exchange = self._transport.open_exchange(self._manifest)
         try:
@@ -386,6 +411,7 @@ class Worker:
         self._lease = lease
         self._sequence = 1  # of the next contribution
         self._attempt_count = 0
+        self._try_count = 0
         # Called by hand, or when the worker is forgotten, or at exit: whichever is first.
         self._stop_heartbeats = weakref.finalize(self, start_heartbeats(self._transport, lease, self._waiting))
 
@@ -402,6 +428,14 @@ def _says_nothing_recorded(error: KedgeError) -> bool:
     """Whether the error is the server's word on this contribution. Of an answer that was lost it is none."""
     is_unknown = error.reason == "EPOCH_FORGOTTEN" or error.entry.retry is Retry.BACKOFF
     return not is_unknown and not issubclass(error.entry.exception, InternalError | UnavailableError)
+
+
+def _has_gone_back(error: KedgeError) -> bool:
+    """Whether the server knows fewer of this lease's contributions than it has answered."""
+    if error.reason != "SEQUENCE_GAP":
+        return False
+    expected, got = (error.metadata.get(key, "") for key in ("expected", "got"))
+    return expected.isdecimal() and got.isdecimal() and int(expected) < int(got)
 
 
 def _is_worth_waiting_for(result: PushResult) -> bool:

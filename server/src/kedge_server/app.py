@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import ipaddress
+import os
 import signal
+import sys
 from collections.abc import Callable
 
 import grpc
@@ -12,49 +14,143 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from kedge.wire.codec import MAX_MESSAGE_BYTES
 from kedge_server.config import ConfigError, ServerConfig
+from kedge_server.engine.durability import Storage
 from kedge_server.engine.limits import Limits
 from kedge_server.engine.registry import Registry
 from kedge_server.rpc import services
 from kedge_server.rpc.calls import make_task
 from kedge_server.rpc.idle import IdleStreams
+from kedge_server.telemetry import logging
 
 _log = structlog.get_logger("kedge.app")
 
 _HEALTH_SECONDS = 1.0
+_CHECKPOINTS_EVERY_SECONDS = 1.0
+
+_HURRY_SECONDS = 2.0
+
+_SYNC_FAILED = 74
+"""The exit code of a server that could not bring data to its disk: EX_IOERR of sysexits.h."""
+
+
+class Stop:
+    """Whether the server is to end, and whether at once."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        self.hurried = asyncio.Event()
+
+    def ask(self) -> None:
+        """Asks it to end; asked again, to wait for nothing any more."""
+        (self.hurried if self.wanted.is_set() else self.wanted).set()
 
 
 async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then lets calls in flight end within the grace time.
+    """Serves until SIGTERM or SIGINT, then lets storage finish and calls in flight end within the grace time.
 
     Args:
         config: the configuration.
-        on_listening: called with HOST:PORT once calls are answered.
+        on_listening: called with HOST:PORT once calls are answered, and all runs are there.
 
     Raises:
         ConfigError: the address cannot be listened on, or asks for TLS.
+        StorageError: the data directory cannot be used.
+        RecoveryFailed: a run in it cannot be recovered.
     """
     _require_safe(config)
     asyncio.get_running_loop().set_task_factory(make_task)
-    registry = Registry(limits(config), block_elements=config.device.block_elements)
+    stop = _stop_on_signals()
+    storage, generation = _storage(config)
+    registry = Registry(
+        limits(config), block_elements=config.device.block_elements, storage=storage, generation=generation
+    )
+    await registry.recover()
     server = grpc.aio.server(options=_options(config))
     address = _listen(server, config.server.listen)
     idle = IdleStreams()
     healthiness = await _add_services(server, registry, idle)
     await server.start()
-    stop = _stop_on_signals()
-    if config.server.data_dir is not None:
-        _log.warning("runs are kept in memory only; data_dir is not used yet", data_dir=str(config.server.data_dir))
-    _log.info("serving", address=address, durability="memory")
+    if storage is None:
+        _log.warning("runs are kept in memory only, and end with this process: give it a data directory to keep them")
+    _log.info("serving", address=address, data_dir=str(config.server.data_dir or ""), runs=len(registry.list()))
     on_listening(address)
-    await stop.wait()
+    due = asyncio.create_task(_take_due_checkpoints(registry))
+    await stop.wanted.wait()
+    due.cancel()
     _log.info("stopping", grace_seconds=config.server.grace_seconds)
     with contextlib.suppress(TimeoutError):  # a health watcher that does not read would keep it for ever
         async with asyncio.timeout(_HEALTH_SECONDS):
             await healthiness.enter_graceful_shutdown()
     await registry.end()
+    is_whole = await _store(registry, stop, config.server.grace_seconds)
     idle.end()
     await server.stop(config.server.grace_seconds)
     registry.close()
+    if not is_whole:
+        _exit_at_once(0)  # a thread may still be writing a checkpoint that nobody waits for
+
+
+async def _take_due_checkpoints(registry: Registry) -> None:
+    while True:
+        await asyncio.sleep(_CHECKPOINTS_EVERY_SECONDS)
+        registry.take_due_checkpoints()
+
+
+async def _store(registry: Registry, stop: Stop, grace_seconds: float) -> bool:
+    """Lets storage finish; after the grace time, or if it is asked to hurry, without the checkpoints.
+
+    Returns:
+        Whether the checkpoints are there, too. Without them nothing is lost: the journal has it.
+    """
+    storing = asyncio.create_task(registry.store_all(hurry=False))
+    hurried = asyncio.create_task(stop.hurried.wait())
+    await asyncio.wait([storing, hurried], timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    if storing.done():
+        storing.result()
+        return True
+    storing.cancel()
+    await asyncio.wait([storing])
+    _log.warning("ending without the last checkpoints; the next start takes longer")
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_HURRY_SECONDS):
+            await registry.store_all(hurry=True)
+    return False
+
+
+def _storage(config: ServerConfig) -> tuple[Storage | None, int | None]:
+    """What keeps the runs, and the number of this server's start."""
+    if config.server.data_dir is None:
+        return None, None
+    # Imported here because Orbax takes half a second, which a server without it need not wait for.
+    from kedge_server.storage.data_dir import DataDir
+    from kedge_server.storage.files import OsFiles
+    from kedge_server.storage.runs import DiskStorage
+
+    files = OsFiles()
+    data_dir = DataDir.open(config.server.data_dir, files)
+    storage = DiskStorage(
+        data_dir,
+        files,
+        segment_bytes=config.storage.segment_bytes,
+        journal_bytes=config.storage.journal_bytes,
+        sync_seconds=config.storage.sync_seconds,
+        on_sync_failed=_on_sync_failed,
+    )
+    return storage, data_dir.generation
+
+
+def _on_sync_failed(error: Exception) -> None:
+    """Nobody knows what is on the disk, and asking again may be answered wrongly: only a new start reads what is."""
+    text = "data could not be brought to the disk: ending, since only a new start can tell what is there"
+    _log.critical(text, cause=str(error))
+    _exit_at_once(_SYNC_FAILED)
+
+
+def _exit_at_once(code: int) -> None:
+    sys.stdout.flush()
+    logging.flush()
+    os._exit(code)
 
 
 def limits(config: ServerConfig) -> Limits:
@@ -137,9 +233,9 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
+def _stop_on_signals() -> Stop:
+    stop = Stop()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, stop.set)
+        loop.add_signal_handler(signal_number, stop.ask)
     return stop

@@ -51,7 +51,9 @@ def serve(
     *,
     config: ConfigOption = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT; port 0 picks a free one.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where runs are to be kept; not used yet.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where runs are kept; without one they end with the server.")
+    ] = None,
     insecure: Annotated[bool, typer.Option(help="Serve beyond loopback without TLS and authentication.")] = False,
 ) -> None:
     """Serve runs until SIGTERM. Prints `listening on HOST:PORT` once calls are answered."""
@@ -60,12 +62,14 @@ def serve(
     settings = _load(config, overrides)
     # Imported here because JAX takes a second, which the other commands need not wait for.
     from kedge_server import app as application
+    from kedge_server.engine.registry import RecoveryFailed
+    from kedge_server.storage.errors import StorageError
     from kedge_server.telemetry import logging
 
     logging.configure(level=settings.log.level, format=settings.log.format)
     try:
         asyncio.run(application.serve(settings, on_listening=_announce))
-    except configuration.ConfigError as error:
+    except (configuration.ConfigError, RecoveryFailed, StorageError) as error:
         raise _refuse(error) from error
 
 
@@ -101,6 +105,6 @@ def _load(path: Path | None, overrides: dict[str, Any] | None = None) -> configu
         raise _refuse(error) from error
 
 
-def _refuse(error: configuration.ConfigError) -> typer.Exit:
+def _refuse(error: Exception) -> typer.Exit:
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(2)

@@ -38,9 +38,9 @@ class ServerSection(_Section):
     insecure: bool = False
     """Serve beyond loopback without TLS and authentication."""
     data_dir: Path | None = None
-    """Where runs are to be kept. This version keeps them in memory only, and says so when this is set."""
+    """Where runs are kept; unset: in memory only, so that they end with the server. One server at a time may have it."""
     grace_seconds: float = Field(default=10.0, ge=0)
-    """How long a stopping server waits for calls in flight."""
+    """How long a stopping server has for its last checkpoints, and then for calls in flight."""
     max_concurrent_streams: int = Field(default=4096, ge=1)
     """Streams that one connection may hold open. Workers of one client share its connection, and wait beyond this."""
 
@@ -90,6 +90,19 @@ class LimitsSection(_Section):
     """Parameters of a run."""
 
 
+class StorageSection(_Section):
+    """How runs are kept in the data directory."""
+
+    segment_bytes: int = Field(default=64 * _MIB, ge=4096)
+    """A file of a journal does not grow beyond this, but for one that holds a single step."""
+    journal_bytes: int = Field(default=1024 * _MIB, ge=4096)
+    """A checkpoint is taken when the journal has grown by this since the last one, or by four times the run's state if
+    that is more. A server that is started anew applies all of that again."""
+    sync_seconds: float = Field(default=0.5, gt=0, le=0.5)
+    """At durability journal, how soon what is written is brought to the disk itself. What is acknowledged is lost with
+    the machine's power for no longer than a second, so it is at most half of that."""
+
+
 class DeviceSection(_Section):
     """The accelerator."""
 
@@ -112,6 +125,7 @@ class ServerConfig(_Section):
     server: ServerSection = ServerSection()
     leases: LeasesSection = LeasesSection()
     limits: LimitsSection = LimitsSection()
+    storage: StorageSection = StorageSection()
     device: DeviceSection = DeviceSection()
     log: LogSection = LogSection()
 

@@ -35,6 +35,9 @@ def event(kind, **fields):
         ),
         (event("aggregation_changed", aggregation=kedge.Buffered(3)), "aggregation is now Buffered(size=3)"),
         (event("waiting", message="2 more workers to join"), "waiting: 2 more workers to join"),
+        (event("checkpoint", checkpoint="runs/r/checkpoints/9-12"), "checkpoint 9-12"),
+        (event("recovered", message="from the journal"), "recovered: from the journal"),
+        (event("restored", checkpoint="runs/r/checkpoints/9-12"), "restored from checkpoint 9-12"),
         (event("summary", skipped_counts={"step": 5, "joined": 1}), "6 events left out: 1 joined, 5 step"),
     ],
     ids=lambda value: getattr(value, "kind", None),
@@ -58,4 +61,5 @@ def test_fields_of_an_event_are_json():
         "loss": None,
         "aggregation": {"type": "BoundedStaleness", "bound": 2},
         "skipped_counts": {},
+        "checkpoint": "",
     }

@@ -1,7 +1,7 @@
 import pytest
 
 from kedge.errors import KedgeError
-from kedge.retry import FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS, Retrier
+from kedge.retry import AWAY_DELAY_SECONDS, FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS, SILENCE_SECONDS, Retrier
 
 
 class Time:
@@ -51,6 +51,8 @@ def retrier(time):
         "QUEUE_FULL",
         "TOO_MANY_STREAMS",
         "READER_STALLED",
+        "STORAGE_FULL",
+        "STORAGE_UNAVAILABLE",
         "CHECKSUM_MISMATCH",
     ],
 )
@@ -65,6 +67,8 @@ def test_what_may_succeed_later_is_repeated(retrier, reason):
     "reason",
     [
         "RUN_NOT_FOUND",
+        "CHECKPOINT_DAMAGED",
+        "DURABILITY_UNAVAILABLE",
         "LEASE_EXPIRED",
         "WORKER_SUPERSEDED",
         "WORKER_EVICTED",
@@ -82,10 +86,30 @@ def test_what_will_not_succeed_is_raised_at_once(retrier, time, reason):
     assert (attempt.calls, time.waits) == (1, [])
 
 
-def test_delays_double_up_to_a_limit(retrier, time):
-    retrier.call(Failing("SERVER_UNAVAILABLE", 9))
+@pytest.mark.parametrize(
+    ("reason", "limit"),
+    [
+        ("SERVER_UNAVAILABLE", AWAY_DELAY_SECONDS),
+        ("SERVER_DRAINING", AWAY_DELAY_SECONDS),
+        ("STAGING_FULL", MAX_DELAY_SECONDS),
+        ("STORAGE_FULL", MAX_DELAY_SECONDS),
+    ],
+)
+def test_delays_double_up_to_a_limit(retrier, time, reason, limit):
+    retrier.call(Failing(reason, 9))
 
-    assert time.waits == [min(FIRST_DELAY_SECONDS * 2**n, MAX_DELAY_SECONDS) for n in range(9)]
+    assert time.waits == [min(FIRST_DELAY_SECONDS * 2**n, limit) for n in range(9)]
+
+
+def test_server_that_comes_back_is_waited_for_no_longer_than_a_second(retrier, time):
+    back_at = time.now + 30.5
+
+    def attempt():
+        if time.now < back_at:
+            raise KedgeError("SERVER_UNAVAILABLE", "not now")
+        return time.now
+
+    assert retrier.call(attempt) - back_at <= 1.0
 
 
 def test_delays_are_spread(time):
@@ -122,6 +146,20 @@ def test_time_counts_from_the_first_failure_and_not_from_the_call(time):
 
     retrier = Retrier(60.0, clock=lambda: time.now, wait=time.wait, jitter=lambda: 1.0)
     assert retrier.call(slow_to_fail) == "done"
+
+
+def test_time_counts_anew_after_an_attempt_that_was_longer_than_any_silence(time):
+    began_at = time.now
+    lasts = iter([0.0, SILENCE_SECONDS + 1.0, 0.0, SILENCE_SECONDS - 1.0])
+
+    def attempt():
+        time.now += next(lasts)
+        raise KedgeError("SERVER_UNAVAILABLE", "not now")
+
+    with pytest.raises(KedgeError):
+        Retrier(10.0, clock=lambda: time.now, wait=time.wait, jitter=lambda: 1.0).call(attempt)
+    assert next(lasts, None) is None  # the second outage was ridden through, the silent attempt was the last
+    assert time.now == pytest.approx(began_at + 0.1 + 61.0 + (0.1 + 0.2) + 59.0)
 
 
 def test_no_time_means_one_attempt(time):

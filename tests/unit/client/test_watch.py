@@ -24,8 +24,9 @@ class Stream:
 
     last_number = 0
 
-    def __init__(self, *script):
+    def __init__(self, *script, server_generation=7):
         self._script = list(script)
+        self.server_generation = server_generation
         self.is_closed = False
 
     def __iter__(self):
@@ -97,7 +98,7 @@ def test_broken_connection_goes_on_after_the_last_event(retrier):
     watch = Watch(server, retrier, "runs/r", WatchStart(from_step=2))
 
     assert numbers(watch, 4) == [4, 5, 6, 7]
-    after = [WatchStart(after_number=number) for number in (5, 5, 6)]
+    after = [WatchStart(after_number=number, server_generation=7) for number in (5, 5, 6)]
     assert server.starts == [WatchStart(from_step=2), *after]
     assert [stream.is_closed for stream in server.streams] == [True, True, False]
 
@@ -109,7 +110,22 @@ def test_connection_that_breaks_before_the_first_event_begins_once_more(retrier,
     server = Server(first, Stream(12))
 
     assert numbers(Watch(server, retrier, "runs/r", start), 1) == [12]
-    assert server.starts == [start, WatchStart(after_number=11) if start == NOW else start]
+    number = 11 if start == NOW else start.after_number
+    again = start if number is None else WatchStart(after_number=number, server_generation=7)
+    assert server.starts == [start, again]
+
+
+def test_server_that_was_started_anew_is_told_of_which_one_the_last_event_was(retrier):
+    first = Stream(4, 5, gone(), server_generation=1)
+    second = Stream(1, gone(), server_generation=2)
+    server = Server(first, second, Stream(2, server_generation=2))
+    watch = Watch(server, retrier, "runs/r", NOW)
+
+    assert numbers(watch, 4) == [4, 5, 1, 2]
+    assert server.starts[1:] == [
+        WatchStart(after_number=5, server_generation=1),
+        WatchStart(after_number=1, server_generation=2),
+    ]
 
 
 def test_break_is_waited_after_as_the_server_asks(retrier, time):

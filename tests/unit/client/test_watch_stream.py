@@ -122,6 +122,31 @@ def test_event_of_a_kind_that_only_a_newer_server_knows_is_passed_over(serve):
     assert next(transport.watch("runs/r", WatchStart())).number == 2
 
 
+def test_generation_of_the_server_is_told_and_asked_for(serve):
+    server, transport = serve(pb.WatchRunResponse(last_number=12, server_generation=3))
+    watch = transport.watch("runs/r", WatchStart(after_number=12, server_generation=2))
+    assert (watch.last_number, watch.server_generation) == (12, 3)
+    (raw,) = server.requests
+    assert pb.WatchRunRequest.FromString(raw).server_generation == 2
+
+
+def test_checkpoints_are_told_of(serve):
+    name = "runs/r/checkpoints/5-9"
+    _, transport = serve(
+        BEGUN,
+        events(
+            message(1, run_pb2.EVENT_KIND_RECOVERED, step=5, message="from the journal"),
+            message(2, run_pb2.EVENT_KIND_CHECKPOINT, step=5, checkpoint=name),
+            message(3, run_pb2.EVENT_KIND_RESTORED, step=5, checkpoint=name),
+        ),
+    )
+    watch = transport.watch("runs/r", WatchStart())
+    told = [next(watch) for _ in range(3)]
+    assert [event.kind for event in told] == ["recovered", "checkpoint", "restored"]
+    assert [event.checkpoint for event in told] == ["", name, name]
+    assert told[0].message == "from the journal"
+
+
 @pytest.mark.parametrize(
     ("start", "field", "value"),
     [

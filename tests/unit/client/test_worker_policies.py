@@ -74,7 +74,7 @@ def test_push_after_a_step_that_was_given_up_while_it_waited_is_not_taken_for_it
 
 def test_push_after_one_that_was_deferred_and_then_failed_is_not_taken_for_it(transport, run, worker, answers):
     answers.append(result_with("deferred", "WAITING_FOR_QUORUM"))
-    transport.faults = iter([(None, None), ("lost", gone("BASE_STEP_AHEAD"))])
+    transport.faults = iter([(None, None), ("lost", gone("MANIFEST_MISMATCH"))])
     with pytest.raises(KedgeError):
         worker.step(grad(1))
 

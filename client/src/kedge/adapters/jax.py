@@ -50,6 +50,8 @@ def create_run(
     aggregation: policies.Policy,
     groups: Sequence[optim.Group] = (),
     admission: policies.Admission = ALL_THAT_ARE_FINITE,
+    durability: policies.Durability | None = None,
+    checkpoints: policies.Checkpoints | None = None,
 ) -> JaxRun:
     """Creates a run from a pytree; blocks until the server holds it.
 
@@ -62,6 +64,8 @@ def create_run(
         aggregation: as for `Client.create_run`.
         groups: as for `Client.create_run`; their patterns fit the tensors' names.
         admission: as for `Client.create_run`.
+        durability: as for `Client.create_run`.
+        checkpoints: as for `Client.create_run`.
 
     Raises:
         TypeError: for traced params: call it outside of `jax.jit`.
@@ -76,6 +80,8 @@ def create_run(
         aggregation=aggregation,
         groups=groups,
         admission=admission,
+        durability=durability,
+        checkpoints=checkpoints,
     )
     return JaxRun(run, structure)
 
@@ -89,6 +95,8 @@ def get_or_create_run(
     aggregation: policies.Policy,
     groups: Sequence[optim.Group] = (),
     admission: policies.Admission = ALL_THAT_ARE_FINITE,
+    durability: policies.Durability | None = None,
+    checkpoints: policies.Checkpoints | None = None,
 ) -> JaxRun:
     """Opens a run, or creates it if it does not exist: workers may call this in any order.
 
@@ -101,6 +109,8 @@ def get_or_create_run(
         aggregation: as for `Client.get_or_create_run`.
         groups: as for `Client.get_or_create_run`.
         admission: as for `Client.get_or_create_run`.
+        durability: as for `Client.get_or_create_run`.
+        checkpoints: as for `Client.get_or_create_run`.
 
     Raises:
         TypeError: as `create_run`.
@@ -111,7 +121,14 @@ def get_or_create_run(
 
     def open_with(ordered: dict[str, np.ndarray]) -> JaxRun:
         run = client.get_or_create_run(
-            name, params=ordered, optimizer=optimizer, aggregation=aggregation, groups=groups, admission=admission
+            name,
+            params=ordered,
+            optimizer=optimizer,
+            aggregation=aggregation,
+            groups=groups,
+            admission=admission,
+            durability=durability,
+            checkpoints=checkpoints,
         )
         return JaxRun(run, structure)
 

@@ -118,6 +118,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         aggregation: policies.Policy = _ALONE,
         groups: Sequence[optim.Group] = (),
         admission: policies.Admission = ALL_THAT_ARE_FINITE,
+        durability: policies.Durability | None = None,
+        checkpoints: policies.Checkpoints | None = None,
         param_groups: Iterable[dict[str, Any]] | None = None,
         worker_name: str | None = None,
         wire_dtype: str = "float32",
@@ -137,6 +139,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             aggregation: how contributions become steps; by default each is one.
             groups: the run's groups, by patterns of names.
             admission: which gradients it takes; by default all that are finite.
+            durability: as for `Client.create_run`.
+            checkpoints: as for `Client.create_run`.
             param_groups: instead of `groups`, torch's parameter groups: each one that has an "lr" or a "weight_decay"
                 becomes a group of the run. Parameters in none of them are left out of the run.
             worker_name: the worker's id.
@@ -164,6 +168,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             aggregation=aggregation,
             groups=_torch_groups.groups_of(named) if param_groups is not None else groups,
             admission=admission,
+            durability=durability,
+            checkpoints=checkpoints,
         )
         plain = [{key: value for key, value in group.items() if key not in _torch_groups.OPTIONS} for group in given]
         return cls(plain, run=run, name=worker_name, wire_dtype=wire_dtype, lease_seconds=lease_seconds)

@@ -1,4 +1,4 @@
-"""The `kedge` command: looks at the runs of a server and their workers, ends them, and fetches weights.
+"""The `kedge` command: looks at the runs of a server, their workers and checkpoints, and fetches weights.
 
 It needs the extra `kedge[cli]`, which only `main` loads: importing `kedge` never does.
 """

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kedge.cli import runs, workers
+from kedge.cli import checkpoints, runs, workers
 from kedge.cli.common import CommandError
 from kedge.cli.pull import pull
 from kedge.cli.top import top
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(runs.app, name="runs")
 app.add_typer(workers.app, name="workers")
+app.add_typer(checkpoints.app, name="checkpoints")
 app.command()(pull)
 app.command()(top)
 app.command()(verify)

@@ -9,8 +9,8 @@ from typing import Any
 
 from kedge.optim import Lookahead, Optax, Optimizer
 from kedge.optim.controls import Change, RecordedChange
-from kedge.policies import Admission, Policy
-from kedge.transport.values import Event, RunInfo
+from kedge.policies import Admission, Checkpoints, Policy
+from kedge.transport.values import Checkpoint, Event, RunInfo
 from kedge.wire.manifest import DTYPES, Manifest
 
 
@@ -24,9 +24,17 @@ def run_fields(info: RunInfo) -> dict[str, Any]:
         "aggregation": _with_type(info.aggregation),
         "admission": _with_type(info.admission),
         "groups": [_with_type(group) for group in info.groups],
+        "durability": info.durability,
+        "checkpoints": _with_type(info.checkpoints),
         "changes": [{"step": made.step, "group": made.group} | _with_type(made.change) for made in info.changes],
         "status": finite(dataclasses.asdict(info.status)),
     }
+
+
+def checkpoint_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint."""
+    fields = dataclasses.asdict(checkpoint) | {"create_time": checkpoint.create_time.isoformat()}
+    return {name: finite(value) for name, value in fields.items()}
 
 
 def event_fields(event: Event) -> dict[str, Any]:
@@ -60,8 +68,8 @@ def change_title(made: RecordedChange) -> str:
     return f"{given}{f' of group {made.group!r}' if made.group else ''} from step {made.step}"
 
 
-def policy_title(policy: Policy | Admission) -> str:
-    """An aggregation or admission as it is written, without what has its default: Synchronous(quorum=4)."""
+def policy_title(policy: Policy | Admission | Checkpoints) -> str:
+    """A setting as it is written, without what has its default: Synchronous(quorum=4)."""
     given = [(field, getattr(policy, field.name)) for field in dataclasses.fields(policy)]
     arguments = [f"{field.name}={value!r}" for field, value in given if value != field.default]
     return f"{type(policy).__name__}({', '.join(arguments)})"

@@ -8,10 +8,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from kedge.cli.plain import change_title, optimizer_title, policy_title, size_bytes
-from kedge.policies import Admission, BoundedStaleness
-from kedge.transport.values import RoundStatus, RunInfo, WorkerStatus
+from kedge.policies import Admission, BoundedStaleness, Checkpoints
+from kedge.transport.values import Checkpoint, RoundStatus, RunInfo, WorkerStatus
 from kedge.wire.manifest import Manifest
-from kedge.wire.names import parse_run, parse_worker
+from kedge.wire.names import parse_checkpoint, parse_run, parse_worker
 
 _UNBROKEN_WIDTH = 10_000
 _NOTHING = "-"
@@ -50,15 +50,32 @@ def run_table(infos: Sequence[RunInfo], *, rates: Mapping[str, float] | None = N
     if not infos:
         return "no runs"
     rate_heading = ["steps/s"] if rates is not None else []
-    table = _table(["name"], ["step", *rate_heading, "workers", "parameters"], ["optimizer", "aggregation"], ["loss"])
+    numbers = ["step", *rate_heading, "durable", "workers", "parameters"]
+    table = _table(["name"], numbers, ["optimizer", "aggregation", "durability"], ["loss"])
     for info in infos:
         rate = [_number(rates.get(info.name))] if rates is not None else []
         status = info.status
         table.add_row(
             parse_run(info.name),
-            *(str(status.step), *rate, str(len(status.workers)), f"{info.parameter_count:,}"),
-            *(optimizer_title(info.optimizer), policy_title(info.aggregation)),
+            *(str(status.step), *rate, _durable_step(info), str(len(status.workers)), f"{info.parameter_count:,}"),
+            *(optimizer_title(info.optimizer), policy_title(info.aggregation), info.durability),
             _number(status.loss),
+        )
+    problems = [f"{parse_run(i.name)}: {i.status.storage_problem}" for i in infos if i.status.storage_problem]
+    return Group(table, "", *problems) if problems else table
+
+
+def checkpoint_table(checkpoints: Sequence[Checkpoint]) -> RenderableType:
+    """A line for each checkpoint of a run."""
+    if not checkpoints:
+        return "no checkpoints"
+    table = _table(["checkpoint"], ["step", "bytes"], ["created", "metrics"])
+    for checkpoint in checkpoints:
+        table.add_row(
+            parse_checkpoint(checkpoint.name).checkpoint_id,
+            *(str(checkpoint.step), f"{checkpoint.size_bytes:,}"),
+            checkpoint.create_time.isoformat(sep=" ", timespec="seconds"),
+            ", ".join(f"{name}={value:.6g}" for name, value in sorted(checkpoint.metrics.items())) or _NOTHING,
         )
     return table
 
@@ -106,7 +123,11 @@ def run_details(info: RunInfo, manifest: Manifest) -> RenderableType:
         *[("changed", change_title(made)) for made in info.changes],
         ("parameters", f"{info.parameter_count:,}"),
         ("tensors", f"{len(manifest.tensors):,} of {size_bytes(manifest):,} bytes"),
+        ("durability", info.durability),
+        *([("checkpoints", policy_title(info.checkpoints))] if info.checkpoints != Checkpoints() else []),
         ("step", str(status.step)),
+        ("durable step", _durable_step(info)),
+        *([("storage problem", status.storage_problem)] if status.storage_problem else []),
         ("lookahead syncs", str(status.lookahead_sync_count)),
         ("learning rate", _number(status.learning_rate)),
         ("loss", _number(status.loss)),
@@ -129,6 +150,10 @@ def _table(*headings: list[str]) -> Table:
             else:
                 table.add_column(heading, overflow="fold")
     return table
+
+
+def _durable_step(info: RunInfo) -> str:
+    return _NOTHING if info.durability == "memory" else str(info.status.durable_step)
 
 
 def _round(held: RoundStatus | None) -> str:

@@ -1,6 +1,7 @@
 """`kedge watch`: what happens to a run, a line for each event."""
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from kedge.cli.common import (
 )
 from kedge.cli.plain import event_fields, policy_title
 from kedge.transport.values import Event
-from kedge.wire.names import parse_worker
+from kedge.wire.names import parse_checkpoint, parse_worker
 
 
 def watch(
@@ -66,11 +67,18 @@ def _happened(event: Event) -> str:
             return f"{worker}: a gradient was rejected{said}"
         case "aggregation_changed":
             return f"aggregation is now {policy_title(event.aggregation)}" if event.aggregation else "other aggregation"
-        case "waiting":
-            return f"waiting{said}"
+        case "waiting" | "recovered":
+            return f"{event.kind}{said}"
+        case "checkpoint" | "restored":
+            source = "" if event.kind == "checkpoint" else "restored from "
+            return f"{source}checkpoint {parse_checkpoint(event.checkpoint).checkpoint_id}"
         case "summary":
-            skipped = ", ".join(f"{count} {kind}" for kind, count in sorted(event.skipped_counts.items()))
-            return f"{_counted(sum(event.skipped_counts.values()), 'event')} left out: {skipped}"
+            return _left_out(event.skipped_counts)
+
+
+def _left_out(counts: Mapping[str, int]) -> str:
+    skipped = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return f"{_counted(sum(counts.values()), 'event')} left out: {skipped}"
 
 
 def _counted(count: int, noun: str) -> str:

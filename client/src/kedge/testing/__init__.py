@@ -2,7 +2,8 @@
 
 It keeps to the server's rules for runs, leases, aggregation, admission, events and repeated pushes, and to its
 optimizers (in float64, so results differ from a real server's in the last bits). It is naive: every pull copies,
-nothing is bounded, and a step is applied at the moment when its round closes.
+nothing is bounded, and a step is applied at the moment when its round closes. Its runs are kept in memory, as by a
+server without a data directory: they have no checkpoints.
 """
 
 import time

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from kedge.policies import Admission, Policy, Synchronous
+from kedge.policies import Admission, Checkpoints, Policy, Synchronous
 from kedge.testing import rounds
 from kedge.testing.admission import Norms, Objection, most_sent_outliers, objection_to
 from kedge.testing.clocks import Gap, gap_of, slowest_awaited
@@ -179,6 +179,8 @@ class FakeRun:
             changes=self.model.controls.changes,
             status=self._status(now),
             manifest=manifest if with_manifest else None,
+            durability="memory",
+            checkpoints=self.new.checkpoints or Checkpoints(),
         )
 
     def _status(self, now: float) -> RunStatus:

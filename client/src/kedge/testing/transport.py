@@ -3,19 +3,20 @@
 import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
 
 from kedge.optim.controls import Change
 from kedge.policies import Buffered
-from kedge.testing import pulls
+from kedge.testing import checkpoints, pulls
 from kedge.testing.ledger import Entry
 from kedge.testing.pulls import through_wire
 from kedge.testing.run import FakeRun
-from kedge.testing.watch import FakeWatch
+from kedge.testing.watch import SERVER_GENERATION, FakeWatch
 from kedge.transport import (
+    Checkpoint,
     Event,
     Lease,
     NewRun,
@@ -29,7 +30,7 @@ from kedge.transport import (
 )
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
-from kedge.wire.names import parse_run, parse_worker
+from kedge.wire.names import parse_checkpoint, parse_run, parse_worker
 
 DEFAULT_LEASE_SECONDS = 10.0
 
@@ -66,6 +67,7 @@ class FakeTransport:
             self._check_up()
             held = self._runs.get(run.run_id)
             if held is None:
+                checkpoints.check_durability(run)
                 # Without the arrays, which are the caller's: nothing of them may be kept.
                 held = FakeRun(run._replace(arrays=()), _finite_weights(run.arrays))
                 self._runs[run.run_id] = held
@@ -123,8 +125,9 @@ class FakeTransport:
         """Tells what happens to a run."""
         with self._changed:
             held = self._run(run)
-            is_from_now = start == WatchStart()
-            seen = held.events.last_number if is_from_now else start.after_number or 0
+            is_from_now = start.from_step is None and start.after_number is None
+            is_of_another = start.server_generation not in (0, SERVER_GENERATION)
+            seen = held.events.last_number if is_from_now else 0 if is_of_another else start.after_number or 0
             return FakeWatch(self, held, seen, start.from_step or 0)
 
     def next_event(self, watch: FakeWatch) -> Event:
@@ -162,6 +165,27 @@ class FakeTransport:
         with self._changed:
             self._run(parse_worker(lease.worker).run).leave(lease, self._clock())
             self._changed.notify_all()
+
+    def create_checkpoint(self, run: str, metrics: Mapping[str, float]) -> Checkpoint:  # noqa: ARG002  there are none
+        """Refuses: there are none of a run that is kept in memory."""
+        with self._changed:
+            checkpoints.refuse(self._run(run))
+
+    def list_checkpoints(self, run: str) -> list[Checkpoint]:
+        """Reads the checkpoints of a run: none."""
+        with self._changed:
+            self._run(run)
+            return []
+
+    def restore_checkpoint(self, name: str, *, request_id: str) -> int:  # noqa: ARG002  there are none
+        """Refuses, as `create_checkpoint` does."""
+        with self._changed:
+            checkpoints.refuse(self._run(parse_checkpoint(name).run))
+
+    def fork_checkpoint(self, name: str, run_id: str, *, request_id: str) -> RunInfo:  # noqa: ARG002  there are none
+        """Refuses, as `create_checkpoint` does."""
+        with self._changed:
+            checkpoints.refuse(self._run(parse_checkpoint(name).run))
 
     def pull(self, run: str, manifest: Manifest, request: PullRequest) -> WeightsOfStep:
         """Fetches weights without a lease."""

@@ -5,6 +5,9 @@ from typing import Protocol
 from kedge.testing.run import FakeRun
 from kedge.transport import Event
 
+SERVER_GENERATION = 1
+"""A fake server is started once."""
+
 
 class Source(Protocol):
     """Where a watch has its events from."""
@@ -23,7 +26,10 @@ class FakeWatch:
         seen_number: that of the last event told.
         from_step: events of earlier steps are not told.
         is_closed: whether it has ended.
+        server_generation: that of the server.
     """
+
+    server_generation = SERVER_GENERATION
 
     def __init__(self, source: Source, run: FakeRun, seen_number: int, from_step: int) -> None:
         self._source = source

@@ -4,11 +4,12 @@
 and nothing else; none of them retries.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from kedge.optim.controls import Change
 from kedge.transport.values import (
+    Checkpoint,
     Event,
     Lease,
     NewRun,
@@ -27,6 +28,7 @@ from kedge.transport.values import (
 from kedge.wire.manifest import Manifest
 
 __all__ = [
+    "Checkpoint",
     "Event",
     "Exchange",
     "Lease",
@@ -68,6 +70,8 @@ class Watch(Protocol):
 
     last_number: int
     """The number of the last event before those that it tells."""
+    server_generation: int
+    """That of the server, which grows with each of its starts; 0 where it says none."""
 
     def __iter__(self) -> Iterator[Event]:
         """Itself."""
@@ -151,6 +155,22 @@ class Transport(Protocol):
 
     def open_exchange(self, manifest: Manifest) -> Exchange:
         """Opens a stream for one worker of a run with this manifest."""
+        ...
+
+    def create_checkpoint(self, run: str, metrics: Mapping[str, float]) -> Checkpoint:
+        """Takes a checkpoint; returns when it is safe."""
+        ...
+
+    def list_checkpoints(self, run: str) -> list[Checkpoint]:
+        """Reads the checkpoints of a run, newest first."""
+        ...
+
+    def restore_checkpoint(self, name: str, *, request_id: str) -> int:
+        """Lets a run go on from one of its checkpoints, once for each request id; the answer is its step."""
+        ...
+
+    def fork_checkpoint(self, name: str, run_id: str, *, request_id: str) -> RunInfo:
+        """Creates a run that begins with a checkpoint of another; the answer has the manifest."""
         ...
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from kedge.transport.status import internal_error
 from kedge.transport.values import (
+    Checkpoint,
     Event,
     EventKind,
     Lease,
@@ -21,11 +22,20 @@ from kedge.transport.values import (
     WatchStart,
     WorkerStatus,
 )
-from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
+from kedge.v1 import checkpoint_service_pb2, optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
 from kedge.wire import convert
 from kedge.wire.groups import change_from_wire, group_to_wire, groups_from_wire
 from kedge.wire.manifest import Manifest
-from kedge.wire.policies import admission_from_wire, admission_to_wire, policy_from_wire, policy_to_wire
+from kedge.wire.policies import (
+    admission_from_wire,
+    admission_to_wire,
+    checkpoints_from_wire,
+    checkpoints_to_wire,
+    durability_from_wire,
+    durability_to_wire,
+    policy_from_wire,
+    policy_to_wire,
+)
 
 _OUTCOMES: dict[int, Outcome] = {
     optimizer_service_pb2.PUSH_OUTCOME_APPLIED: "applied",
@@ -57,6 +67,8 @@ def create_header(run: NewRun, dtype: str) -> run_service_pb2.CreateRunHeader:
         size_bytes=run.manifest.size_bytes(dtype),
         groups=[group_to_wire(group) for group in run.groups],
         admission=admission_to_wire(run.admission),
+        durability=durability_to_wire(run.durability),
+        checkpointing=None if run.checkpoints is None else checkpoints_to_wire(run.checkpoints),
     )
 
 
@@ -100,7 +112,12 @@ def update_request(run: str, update: RunUpdate, request_id: str) -> run_service_
 
 def watch_request(run: str, start: WatchStart) -> run_service_pb2.WatchRunRequest:
     """Where to begin watching."""
-    return run_service_pb2.WatchRunRequest(name=run, from_step=start.from_step, after_number=start.after_number)
+    return run_service_pb2.WatchRunRequest(
+        name=run,
+        from_step=start.from_step,
+        after_number=start.after_number,
+        server_generation=start.server_generation,
+    )
 
 
 def events(messages: Iterable[run_pb2.Event]) -> list[Event]:
@@ -119,12 +136,31 @@ def push_result(message: optimizer_service_pb2.PushResult, push: Push) -> PushRe
         raise internal_error(
             f"the answer to sequence {push.sequence} has sequence {message.sequence} and outcome {message.outcome}"
         )
-    return PushResult(outcome, message.reason, message.step, message.staleness, message.message)
+    return PushResult(
+        outcome,
+        message.reason,
+        message.step,
+        message.staleness,
+        message.message,
+        durability_from_wire(message.durability) or "memory",
+        message.durable_step,
+    )
 
 
 def lease(message: run_service_pb2.JoinRunResponse) -> Lease:
     """A lease as JoinRun grants it."""
     return Lease(message.worker, message.epoch, convert.duration_from_wire(message, "lease") or 0.0)
+
+
+def checkpoint(message: checkpoint_service_pb2.Checkpoint) -> Checkpoint:
+    """A checkpoint."""
+    return Checkpoint(
+        name=message.name,
+        step=message.step,
+        create_time=message.create_time.ToDatetime(tzinfo=UTC),
+        size_bytes=message.size_bytes,
+        metrics=dict(message.metrics),
+    )
 
 
 def run_info(message: run_pb2.Run) -> RunInfo:
@@ -140,6 +176,8 @@ def run_info(message: run_pb2.Run) -> RunInfo:
         changes=tuple(change_from_wire(change) for change in message.changes),
         status=_run_status(message.state),
         manifest=convert.manifest_from_wire(message.manifest) if message.manifest.tensors else None,
+        durability=durability_from_wire(message.durability) or "memory",
+        checkpoints=checkpoints_from_wire(message.checkpointing),
     )
 
 
@@ -155,6 +193,8 @@ def _run_status(state: run_pb2.RunState) -> RunStatus:
         rejected_counts=dict(state.rejected_counts),
         loss=_optional(state, "loss"),
         waiting_for=state.waiting_for,
+        durable_step=state.durable_step,
+        storage_problem=state.storage_problem,
     )
 
 
@@ -186,6 +226,7 @@ def _event(message: run_pb2.Event, kind: EventKind) -> Event:
         loss=_optional(message, "loss"),
         aggregation=policy_from_wire(message.aggregation) if message.HasField("aggregation") else None,
         skipped_counts={name.lower(): count for name, count in message.skipped_counts.items()},
+        checkpoint=message.checkpoint,
     )
 
 

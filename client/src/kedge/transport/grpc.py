@@ -1,7 +1,7 @@
 """The transport over gRPC. The only module besides its neighbours in this package that touches grpc and protobuf."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import grpc
@@ -12,8 +12,17 @@ from kedge.transport import convert
 from kedge.transport.channels import Channels, Connection
 from kedge.transport.status import cancelled_error, error_from_rpc, internal_error
 from kedge.transport.stream import GrpcExchange, GrpcWatch, answers, messages_of, read_weights, reported
-from kedge.transport.values import Lease, NewRun, PullRequest, RunInfo, RunUpdate, WatchStart, WeightsOfStep
-from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2
+from kedge.transport.values import (
+    Checkpoint,
+    Lease,
+    NewRun,
+    PullRequest,
+    RunInfo,
+    RunUpdate,
+    WatchStart,
+    WeightsOfStep,
+)
+from kedge.v1 import checkpoint_service_pb2, optimizer_service_pb2, run_pb2, run_service_pb2
 from kedge.wire.codec import (
     MAX_MESSAGE_BYTES,
     FlatEncoder,
@@ -35,6 +44,7 @@ HEARTBEAT_TIMEOUT_SECONDS = 3.0
 
 _LIST_PAGE_SIZE = 1000
 _READY_POLL_SECONDS = 0.1
+_CHECKPOINTS = "CheckpointService"
 
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -50,8 +60,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.use_local_subchannel_pool", 1),  # else channels to one address share a connection
     ("grpc.enable_retries", 0),  # gRPC never retries large messages; kedge.retry does
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # what its name does not say: how long connecting may take
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -185,6 +195,30 @@ class GrpcTransport:
         watch: GrpcWatch = self._invoke(lambda: GrpcWatch(call(message), self._error, connection))
         return watch
 
+    def create_checkpoint(self, run: str, metrics: Mapping[str, float]) -> Checkpoint:
+        """Takes a checkpoint."""
+        request = checkpoint_service_pb2.CreateCheckpointRequest(run=run, metrics=metrics)
+        response = self._call_storage("CreateCheckpoint", request, checkpoint_service_pb2.CreateCheckpointResponse)
+        return convert.checkpoint(response.checkpoint)
+
+    def list_checkpoints(self, run: str) -> list[Checkpoint]:
+        """Reads the checkpoints of a run."""
+        request = checkpoint_service_pb2.ListCheckpointsRequest(run=run)
+        answer = checkpoint_service_pb2.ListCheckpointsResponse
+        response = self._call("ListCheckpoints", request, answer, service=_CHECKPOINTS)
+        return [convert.checkpoint(message) for message in response.checkpoints]
+
+    def restore_checkpoint(self, name: str, *, request_id: str) -> int:
+        """Lets a run go on from one of its checkpoints."""
+        request = checkpoint_service_pb2.RestoreCheckpointRequest(name=name, request_id=request_id)
+        return self._call_storage("RestoreCheckpoint", request, checkpoint_service_pb2.RestoreCheckpointResponse).step
+
+    def fork_checkpoint(self, name: str, run_id: str, *, request_id: str) -> RunInfo:
+        """Creates a run that begins with a checkpoint of another."""
+        request = checkpoint_service_pb2.ForkCheckpointRequest(name=name, run_id=run_id, request_id=request_id)
+        response = self._call_storage("ForkCheckpoint", request, checkpoint_service_pb2.ForkCheckpointResponse)
+        return convert.run_info(response.run)
+
     def pull(self, run: str, manifest: Manifest, request: PullRequest) -> WeightsOfStep:
         """Fetches weights without a lease."""
         connection = self._channels.main
@@ -209,20 +243,25 @@ class GrpcTransport:
         """Ends every call and the connections."""
         self._channels.close()
 
+    def _call_storage(self, method: str, request: Message, response_type: Callable[[], MessageT]) -> MessageT:
+        """Makes one unary call of the CheckpointService. It has no deadline: how long files take is not known."""
+        return self._call(method, request, response_type, timeout_seconds=None, service=_CHECKPOINTS)
+
     def _call(
         self,
         method: str,
         request: Message,
         response_type: Callable[[], MessageT],
         *,
-        timeout_seconds: float = CALL_TIMEOUT_SECONDS,
+        timeout_seconds: float | None = CALL_TIMEOUT_SECONDS,
         wait_for_ready: bool = False,
         connection: Connection | None = None,
+        service: str = "RunService",
     ) -> MessageT:
-        """Makes one unary call of the RunService, on the main connection if none is given."""
+        """Makes one unary call, on the main connection if none is given."""
         connection = connection or self._channels.main
         call = connection.channel.unary_unary(
-            f"/kedge.v1.RunService/{method}",
+            f"/kedge.v1.{service}/{method}",
             request_serializer=serialize,
             response_deserializer=_parser(response_type),
         )

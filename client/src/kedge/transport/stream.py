@@ -15,6 +15,7 @@ from kedge.transport.channels import Connection
 from kedge.transport.status import cancelled_error, internal_error
 from kedge.transport.values import Event, PullRequest, Push, PushResult, WeightsOfStep
 from kedge.v1.optimizer_service_pb2 import ExchangePull, ExchangeRequest, ExchangeResponse, WeightsHeader
+from kedge.v1.run_service_pb2 import WatchRunResponse
 from kedge.v1.tensor_pb2 import WEIGHTS_FAST_AND_SLOW, StreamTrailer
 from kedge.wire.codec import Chunk, FlatDecoder, FlatEncoder, Malformed, serialize, stream_parser
 from kedge.wire.convert import dtype_from_wire
@@ -160,7 +161,9 @@ class GrpcWatch:
         self._messages = answers(call, lambda error: error_of(error, is_closed=call.cancelled()), connection)
         self._pending: deque[Event] = deque()
         try:
-            self.last_number: int = self._read()
+            first = self._read()
+            self.last_number: int = first.last_number
+            self.server_generation: int = first.server_generation
         except BaseException:
             call.cancel()
             raise
@@ -180,10 +183,10 @@ class GrpcWatch:
         self._is_closed = True
         self._call.cancel()
 
-    def _read(self) -> int:
-        message = _next(self._messages)
+    def _read(self) -> WatchRunResponse:
+        message: WatchRunResponse = _next(self._messages)
         self._pending.extend(convert.events(message.events))
-        return int(message.last_number)
+        return message
 
 
 def _end(requests: "SimpleQueue[Iterable[bytes | Message] | None]", call: grpc.Call) -> None:

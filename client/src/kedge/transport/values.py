@@ -9,7 +9,7 @@ import numpy as np
 
 from kedge.optim import Group, Optimizer
 from kedge.optim.controls import RecordedChange
-from kedge.policies import Admission, Policy
+from kedge.policies import Admission, Checkpoints, Durability, Policy
 from kedge.wire.manifest import Manifest
 
 WeightsKind = Literal["fast", "slow", "fast_and_slow"]
@@ -72,6 +72,8 @@ class RunStatus:
         rejected_counts: contributions rejected so far, by reason.
         loss: the mean loss of the last step's contributions, over those that sent one.
         waiting_for: what the run waits for, in words; empty when it keeps nobody waiting.
+        durable_step: the step that it would go on from if the server's process ended now; 0 if it is kept in memory.
+        storage_problem: why nothing can be stored at the moment, so that pushes are refused; empty when it can.
     """
 
     step: int
@@ -83,6 +85,8 @@ class RunStatus:
     rejected_counts: Mapping[str, int]
     loss: float | None
     waiting_for: str
+    durable_step: int = 0
+    storage_problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class RunInfo:
         changes: the changes of hyperparameters that were made by hand, oldest first; of many the last 32.
         status: where it stands.
         manifest: its tensors; None in a list of runs.
+        durability: what an acknowledged push survives.
+        checkpoints: when checkpoints are taken, and which are kept.
     """
 
     name: str
@@ -112,6 +118,27 @@ class RunInfo:
     changes: tuple[RecordedChange, ...]
     status: RunStatus
     manifest: Manifest | None
+    durability: Durability = "memory"
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A durable state of a run.
+
+    Attributes:
+        name: `runs/{run}/checkpoints/{checkpoint}`.
+        step: the step that it is of.
+        create_time: when it was taken, by the server's clock.
+        size_bytes: the bytes of its files.
+        metrics: what it is judged by: "loss", if its step had one, and what was given to `Run.checkpoint`.
+    """
+
+    name: str
+    step: int
+    create_time: datetime
+    size_bytes: int
+    metrics: Mapping[str, float]
 
 
 class PushResult(NamedTuple):
@@ -127,6 +154,10 @@ class PushResult(NamedTuple):
     """The run's step when it was judged, less its base_step."""
     message: str
     """The same for people, with what to do."""
+    durability: Durability = "memory"
+    """What this result survives from now on: the run's own level, but "memory" under "checkpoint" until one has it."""
+    durable_step: int = 0
+    """The step that the run would go on from if the server's process ended now; 0 if it is kept in memory."""
 
 
 class NewRun(NamedTuple):
@@ -142,6 +173,10 @@ class NewRun(NamedTuple):
     request_id: str
     """The same in every attempt at one creation."""
     admission: Admission = Admission()
+    durability: Durability | None = None
+    """None: the server's choice."""
+    checkpoints: Checkpoints | None = None
+    """None: `Checkpoints()`."""
 
 
 class Lease(NamedTuple):
@@ -211,6 +246,9 @@ EventKind = Literal[
     "aggregation_changed",
     "waiting",
     "summary",
+    "checkpoint",
+    "recovered",
+    "restored",
 ]
 
 
@@ -219,14 +257,18 @@ class Event:
     """Something that happened to a run.
 
     Attributes:
-        number: 1 for the run's first event, then one more each time; a summary's is that of the last one left out.
+        number: 1 for the run's first event since the server's start, then one more each time; a summary's is that of
+            the last one left out.
         time: when, by the server's clock.
         kind: "step": a step was applied. "lookahead_sync": one was part of that step. "joined", "left": a worker took
             or gave back its lease. "evicted": its lease was ended, `reason` says how: LEASE_EXPIRED, WORKER_SUPERSEDED
             or WORKER_EVICTED. "rejected": a contribution was. "aggregation_changed": the run has another aggregation.
             "waiting": it waits for workers to join. "summary": events were left out, because they came faster than
-            they were read, or are no longer kept.
-        step: the step of the run's weights then; it never falls from one event to the next.
+            they were read, or are no longer kept. "checkpoint": one is complete. "recovered": the server was started
+            anew, and the run goes on from this step. "restored": it goes on from a checkpoint that someone has chosen,
+            and all leases were ended.
+        step: the step of the run's weights then. It falls from one event to the next only with "restored", and where
+            what a new server goes on from is older.
         worker: `runs/{run}/workers/{worker}`, of "joined", "left", "evicted" and "rejected".
         epoch: the worker's.
         reason: why: of a "step" what closed its round; of "evicted" and "rejected" a reason of docs/errors.md.
@@ -236,6 +278,7 @@ class Event:
         aggregation: of "aggregation_changed": the new one.
         skipped_counts: of a "summary": the events left out, by kind; "unspecified" for those whose kinds are not known
             any more.
+        checkpoint: `runs/{run}/checkpoints/{checkpoint}`, of "checkpoint" and "restored".
     """
 
     number: int
@@ -250,10 +293,14 @@ class Event:
     loss: float | None = None
     aggregation: Policy | None = None
     skipped_counts: Mapping[str, int] = field(default_factory=dict)
+    checkpoint: str = ""
 
 
 class WatchStart(NamedTuple):
-    """Where to begin watching. With neither: with what happens from now on."""
+    """Where to begin watching. With neither step nor number: with what happens from now on."""
 
     from_step: int | None = None
     after_number: int | None = None
+    server_generation: int = 0
+    """With `after_number`: that of the watch that told of it. What happened under another server begins with its first
+    event. 0: not checked."""

@@ -1,4 +1,4 @@
-"""Aggregation and admission on the wire."""
+"""Aggregation, admission, durability and checkpoints on the wire."""
 
 from typing import Any
 
@@ -19,6 +19,15 @@ _SCALINGS: dict[int, policies.Scaling | None] = {
     run_pb2.STALENESS_SCALING_NONE: "none",
     run_pb2.STALENESS_SCALING_INVERSE: "inverse",
 }
+
+_DURABILITIES: dict[int, policies.Durability | None] = {
+    run_pb2.DURABILITY_UNSPECIFIED: None,
+    run_pb2.DURABILITY_MEMORY: "memory",
+    run_pb2.DURABILITY_CHECKPOINT: "checkpoint",
+    run_pb2.DURABILITY_JOURNAL: "journal",
+    run_pb2.DURABILITY_JOURNAL_SYNC: "journal-sync",
+}
+_DURABILITY_NUMBERS = {durability: number for number, durability in _DURABILITIES.items()}
 
 
 def policy_to_wire(policy: policies.Policy) -> run_pb2.Aggregation:
@@ -86,6 +95,55 @@ def admission_from_wire(message: run_pb2.Admission) -> policies.Admission:
         if seconds is not None:
             given["quarantine_seconds"] = seconds
         return policies.Admission(**given)
+
+
+def durability_to_wire(durability: policies.Durability | None) -> Any:
+    """The enum value; None: the server's choice."""
+    return _DURABILITY_NUMBERS[durability]
+
+
+def durability_from_wire(number: int) -> policies.Durability | None:
+    """The durability; None where it is not set.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION.
+    """
+    if number not in _DURABILITIES:
+        raise invalid("durability", f"durability is {number}: this server does not know that number")
+    return _DURABILITIES[number]
+
+
+def checkpoints_to_wire(checkpoints: policies.Checkpoints) -> run_pb2.Checkpointing:
+    """When checkpoints are taken, and which are kept."""
+    return run_pb2.Checkpointing(
+        every_steps=checkpoints.every_steps,
+        every=duration_to_wire(checkpoints.every_seconds),
+        keep_latest=checkpoints.keep_latest,
+        keep_every_steps=checkpoints.keep_every_steps,
+        max_age=duration_to_wire(checkpoints.max_age_seconds),
+        keep_best=checkpoints.keep_best,
+        metric=checkpoints.metric,
+        is_greater_better=checkpoints.is_greater_better,
+    )
+
+
+def checkpoints_from_wire(message: run_pb2.Checkpointing) -> policies.Checkpoints:
+    """When checkpoints are taken, and which are kept. What is not set has its default.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION.
+    """
+    given: dict[str, Any] = {
+        name: getattr(message, name) for name in ("keep_latest", "metric") if getattr(message, name)
+    } | {name: getattr(message, name) for name in ("every_steps", "keep_every_steps") if message.HasField(name)}
+    with Refusing("checkpointing"):
+        return policies.Checkpoints(
+            every_seconds=duration_from_wire(message, "every"),
+            max_age_seconds=duration_from_wire(message, "max_age"),
+            keep_best=message.keep_best,
+            is_greater_better=message.is_greater_better,
+            **given,
+        )
 
 
 def _combination_to_wire(policy: policies.Synchronous | policies.Buffered) -> dict[str, Any]:

@@ -66,6 +66,15 @@ class NormHistory:
         self._norms.pop(worker_id, None)
         self._outliers.discard(worker_id)
 
+    def state(self) -> tuple[tuple[str, tuple[float, ...], bool], ...]:
+        """Each worker with its norms, and whether the last one was an outlier."""
+        return tuple((worker, tuple(norms), worker in self._outliers) for worker, norms in self._norms.items())
+
+    def resume(self, state: tuple[tuple[str, tuple[float, ...], bool], ...]) -> None:
+        """Takes up what was there before the server was started anew."""
+        self._norms = {worker: deque(norms, maxlen=OUTLIER_WINDOW) for worker, norms, _ in state}
+        self._outliers = {worker for worker, _, is_outlier in state if is_outlier}
+
     @property
     def most_are_outliers(self) -> bool:
         """Whether what most workers sent last was an outlier: then they all have changed."""

@@ -3,14 +3,14 @@
 A commit says what was decided and never has to be decided again; `RunImage` is what comes of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from kedge.optim import Group, Optimizer
 from kedge.optim.controls import Change, Controls, StepValues
 from kedge.policies import Admission, Checkpoints, Durability, Policy
 from kedge.wire.manifest import Manifest
-from kedge_server.core.values import PushResult
+from kedge_server.core.values import ContributionHeader, PushResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class RunConfig:
     """Seconds since 1970."""
     request_id: str = ""
     durability: Durability = "memory"
-    checkpoints: Checkpoints = Checkpoints()
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     block_elements: int
     """The length of a block of its state. It goes with the run, since the order of some sums depends on it."""
     first_epoch: int
@@ -45,7 +45,6 @@ class Progress(NamedTuple):
     """Where a run stands that does not begin with step 0."""
 
     step: int
-    lookahead_sync_count: int
     applied_count: int
     loss: float | None
     controls: Controls
@@ -99,6 +98,23 @@ class Judgement(NamedTuple):
     """The lease's, afterwards."""
     bad_count: int
     """The lease's, afterwards."""
+
+    @classmethod
+    def of_held(cls, header: ContributionHeader, staleness: int) -> "Judgement":
+        """That of a contribution which is held already: what it did to the lease is known."""
+        return cls(
+            worker_id=header.worker_id,
+            epoch=header.epoch,
+            sequence=header.sequence,
+            base_step=header.base_step,
+            example_count=header.example_count,
+            loss=header.loss,
+            staleness=staleness,
+            norm=None,
+            is_outlier=False,
+            clock=0,
+            bad_count=0,
+        )
 
 
 class Held(NamedTuple):

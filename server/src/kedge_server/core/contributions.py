@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from kedge.policies import Policy
+from kedge_server.core.commits import Judgement
 from kedge_server.core.rounds import mean_loss
 from kedge_server.core.values import ContributionHeader, PushResult
 
@@ -17,6 +18,8 @@ class Contribution:
     result: PushResult | None = None
     is_held: bool = False
     """Whether it is in a round that is open."""
+    judgement: Judgement | None = None
+    """Until it is settled."""
 
     def on_closed(self) -> None:
         """Its round has closed: a result follows, and can no longer be a rejection."""
@@ -26,7 +29,7 @@ class Contribution:
 
     def settle(self, result: PushResult) -> None:
         """Says what became of it."""
-        self.result, self.is_held = result, False
+        self.result, self.is_held, self.judgement = result, False, None
         self.on_result(result)
 
 

@@ -7,14 +7,18 @@ closed, as the next step, or refused; whatever is rejected is in none; sequences
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from kedge.policies import Admission, BoundedStaleness, Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge_server.core import admission as admitting
 from kedge_server.core import rounds
+from kedge_server.core.cohort import Cohort
+from kedge_server.core.commits import Commit, Ended, Joined, Judgement, Rejected
 from kedge_server.core.contributions import Contribution, Round
 from kedge_server.core.events import EventKind
+from kedge_server.core.image import RunImage, applied_result
 from kedge_server.core.leases import Lease, LeaseTable
 from kedge_server.core.values import ContributionHeader, PushResult
 
@@ -68,8 +72,6 @@ class Coordinator:
         admission: which gradients are taken.
         leases: its workers.
         closed_step: the rounds that have closed as steps.
-        slowest_clock: under `BoundedStaleness`, the least clock of a live worker.
-        barrier_step: under `BoundedStaleness`, the closed step when the slowest worker's clock last rose.
         due_at_seconds: when time alone may make something due, for `advance`; None: never.
         applied_count: contributions that are part of applied steps.
         rejected_counts: those that were rejected, by reason.
@@ -83,6 +85,7 @@ class Coordinator:
         bounds: what bounds it.
         first_epoch: greater than any epoch that an earlier run of the same name granted.
         tell: hears of what happens.
+        commit: is given each change that outlives the server, but for steps and for what its caller asked for.
     """
 
     def __init__(
@@ -95,12 +98,12 @@ class Coordinator:
         bounds: Bounds,
         first_epoch: int,
         tell: Tell,
+        commit: Callable[[Commit], None] = lambda _: None,
     ) -> None:
         self.policy = policy
         self.admission = admission
         self.leases = LeaseTable(run, worker_limit=bounds.workers, first_epoch=first_epoch)
         self.closed_step = 0
-        self.barrier_step = 0
         self.due_at_seconds: float | None = None
         self.applied_count = 0
         self.rejected_counts: Counter[str] = Counter()
@@ -109,13 +112,12 @@ class Coordinator:
         self._digest = digest
         self._bounds = bounds
         self._tell = tell
+        self._commit = commit
         self._round = Round(policy)
         self._closed: list[Round] = []
         self._pending_count = 0
-        self._is_formed = False
-        self._formed_at_seconds = 0.0
+        self._cohort = Cohort()
         self._norms = admitting.NormHistory()
-        self.slowest_clock = 0
         self._missing_workers = ""
 
     # Membership
@@ -131,6 +133,7 @@ class Coordinator:
         lease = self.leases.join(worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds)
         if superseded is not None:
             self._end_evicted(superseded, "WORKER_SUPERSEDED", "another process has joined under its name")
+        self._commit(Joined(worker_id, epoch, duration_seconds))
         self._tell("joined", worker_id=worker_id, epoch=epoch)
         self.advance(now_seconds)
         return lease
@@ -152,10 +155,13 @@ class Coordinator:
         """Ends a lease; one that has ended already stays so."""
         if self.leases.leave(worker_id, epoch):
             self._norms.forget(worker_id)
+            self._commit(Ended(worker_id, epoch))
             self._tell("left", worker_id=worker_id, epoch=epoch)
         self.advance(now_seconds)
 
-    def evict(self, worker_id: str, cause: str, *, block_seconds: float | None, now_seconds: float) -> Lease:
+    def evict(
+        self, worker_id: str, cause: str, *, block_seconds: float | None, now_seconds: float, request_id: str = ""
+    ) -> Lease:
         """Ends a worker's lease from outside, and answers which it was. What it contributed stays.
 
         Raises:
@@ -166,14 +172,17 @@ class Coordinator:
         if lease is None:
             worker = f"{self._run}/workers/{worker_id}"
             raise KedgeError("WORKER_NOT_FOUND", f"{worker} holds no lease: nothing was ended", worker=worker)
-        self._evict(lease, cause, block_seconds, now_seconds)
+        self._evict(lease, cause, block_seconds, now_seconds, request_id)
         self.advance(now_seconds)
         return lease
 
     # Contributions
 
-    def check(self, header: ContributionHeader, now_seconds: float) -> None:
+    def check(self, header: ContributionHeader, now_seconds: float) -> bool:
         """Checks a contribution while its gradient is on its way. That it is is a sign of life: it renews the lease.
+
+        Returns:
+            Whether it is recorded already.
 
         Raises:
             KedgeError: QUEUE_FULL; see `admission.check_header`, `LeaseTable.find`, `Ledger.find`.
@@ -181,9 +190,11 @@ class Coordinator:
         if self._expire(now_seconds):
             self.advance(now_seconds)
         lease = self.leases.find(header.worker_id, header.epoch)
-        if lease.ledger.find(header.sequence) is None:
-            self._require_takeable(lease, header)
-            self.leases.renew(lease, now_seconds)
+        if lease.ledger.find(header.sequence) is not None:
+            return True
+        self._require_takeable(lease, header)
+        self.leases.renew(lease, now_seconds)
+        return False
 
     def submit(self, contribution: Contribution, inspection: admitting.Inspection, now_seconds: float) -> Contribution:
         """Takes a contribution that has arrived whole: this is the commit point.
@@ -213,7 +224,7 @@ class Coordinator:
         self.loss, _ = closed.loss()
         for c in closed.contributions:
             self.leases.count_applied(c.header.worker_id, c.header.epoch)
-            c.settle(PushResult(c.header.sequence, "applied", reason, f"part of step {step}", step, c.staleness))
+            c.settle(applied_result(c.header.sequence, reason, step, c.staleness))
         self._tell("step", reason=reason, contribution_count=len(closed.contributions), loss=self.loss)
         if is_lookahead_sync:
             self._tell("lookahead_sync")
@@ -238,9 +249,7 @@ class Coordinator:
         if self._round.contributions:
             self._end_round(rounds.decide_at_change(self._facts(), self.policy))
         self.policy, self._round = policy, Round(policy)
-        self._is_formed = False
-        self.leases.reset_clocks()
-        self.slowest_clock, self.barrier_step = 0, self.closed_step
+        self._cohort.begin_anew(self.leases, self.closed_step)
         self._tell("aggregation_changed", policy=policy)
         self.advance(now_seconds)
 
@@ -248,17 +257,75 @@ class Coordinator:
         """Replaces the admission, for whatever arrives from now on."""
         self.admission = admission
 
+    # After a new start
+
+    def resume(
+        self, image: RunImage, *, make: Callable[[Contribution], Contribution], now_seconds: float, time_seconds: float
+    ) -> None:
+        """Takes up where the server before this one stood. Live leases are renewed, and the open round opens now.
+
+        Args:
+            image: what was durable.
+            make: what the caller keeps of a contribution, from the image's.
+            now_seconds: the time.
+            time_seconds: the same in seconds since 1970.
+        """
+        copy = RunImage.of(image.state())
+        table = copy.leases.state()
+        for lease in (*table.live, *table.ended):
+            lease.joined_at_seconds, lease.expires_at_seconds = now_seconds, now_seconds + lease.duration_seconds
+            lease.ledger.replace_entries(make)
+        blocks = tuple((worker, until - time_seconds + now_seconds, cause) for worker, until, cause in table.blocks)
+        self.leases.resume(table._replace(blocks=blocks))
+        self._norms, self._cohort = copy.norms, copy.cohort
+        self._cohort.formed_at_seconds = now_seconds
+        self.closed_step, self.applied_count, self.loss = copy.step, copy.applied_count, copy.loss
+        self.rejected_counts = copy.rejected_counts
+        for worker_id, epoch, sequence in copy.held:
+            held = self.leases.find(worker_id, epoch).ledger.find(sequence)
+            assert held is not None, "what is held is in its ledger"
+            self._round.add(held, now_seconds)
+        self._pending_count = len(self._round.contributions)
+        self.advance(now_seconds)
+
+    def begin_at(self, image: RunImage, now_seconds: float) -> None:
+        """Goes on from an earlier state of the run: the open round is refused, and every lease ends."""
+        ended, self._round = self._round, Round(self.policy)
+        if ended.contributions:
+            self._refuse_as(ended, "the run goes on from an earlier checkpoint: pull and recompute", "STALE_GRADIENT")
+        for lease in self.leases.end_all():
+            self._commit(Ended(lease.worker_id, lease.epoch))
+            self._end_evicted(lease, "LEASE_EXPIRED", "the run goes on from a checkpoint")
+        self.closed_step, self.applied_count, self.loss = image.step, image.applied_count, image.loss
+        self.rejected_counts = Counter(image.rejected_counts)
+        self._norms, self._cohort = admitting.NormHistory(), Cohort(barrier_step=image.step)
+        self.advance(now_seconds)
+
+    def forget_barrier(self) -> None:
+        """Goes on without the barrier's weights, which nobody has any more: those of now stand for them."""
+        self._cohort.barrier_step = self.closed_step
+
     # Reading
+
+    @property
+    def barrier_step(self) -> int:
+        """Under `BoundedStaleness`, the closed step when the slowest worker's clock last rose."""
+        return self._cohort.barrier_step
+
+    @property
+    def slowest_clock(self) -> int:
+        """Under `BoundedStaleness`, the least clock of a live worker."""
+        return self._cohort.slowest_clock
 
     def pull_gate(self, worker_id: str) -> PullGate:
         """What a worker's pull of fast weights has to wait for."""
         lease = self.leases.of_worker(worker_id)
         if lease is None or not isinstance(self.policy, BoundedStaleness):
             return PullGate(True)
-        facts = rounds.PullFacts(lease.clock, self.slowest_clock)
+        facts = rounds.PullFacts(lease.clock, self._cohort.slowest_clock)
         is_open, _ = rounds.may_pull(facts, self.policy)
         bound = self.policy.bound
-        return PullGate(is_open, self.barrier_step, is_exact=bound == 0, facts=facts, bound=bound)
+        return PullGate(is_open, self._cohort.barrier_step, is_exact=bound == 0, facts=facts, bound=bound)
 
     def require_not_evicted(self, worker_id: str, epoch: int) -> None:
         """Lets every epoch through but one that was sent away.
@@ -285,7 +352,7 @@ class Coordinator:
             return rounds.waiting_for(self._facts(), self.policy)
         live = self.leases.live
         ahead = max((lease.clock for lease in live), default=0)
-        if ahead - self.slowest_clock <= self.policy.bound:
+        if ahead - self._cohort.slowest_clock <= self.policy.bound:
             return ""
         slowest = min(live, key=lambda lease: lease.clock)
         return (
@@ -298,33 +365,24 @@ class Coordinator:
     def advance(self, now_seconds: float) -> None:
         """Does what time, membership and contributions have made due. Every change ends with it."""
         self._expire(now_seconds)
-        self._gather(now_seconds)
+        self._cohort.gather(self.leases, self.policy, now_seconds)
         decision = self.decide(now_seconds)
         if decision.close and self._round.contributions:
             self._end_round(decision)
             decision = self.decide(now_seconds)
         # Only now: what the last worker that went had contributed is a round of a formed run.
-        self._is_formed = self._is_formed and bool(self.leases)
-        self._note_slowest()
+        self._cohort.disperse(self.leases)
+        self._cohort.note_slowest(self.leases, self.closed_step)
         self._say_what_is_missing()
         moments = [self.leases.next_expiry_seconds, decision.look_again_at_seconds]
         self.due_at_seconds = min((moment for moment in moments if moment is not None), default=None)
 
-    def _gather(self, now_seconds: float) -> None:
-        if not self._is_formed and rounds.is_formed(len(self.leases), self.policy):
-            self._is_formed, self._formed_at_seconds = True, now_seconds
-
     def _expire(self, now_seconds: float) -> bool:
         expired = self.leases.expire(now_seconds)
         for lease in expired:
+            self._commit(Ended(lease.worker_id, lease.epoch))
             self._end_evicted(lease, "LEASE_EXPIRED", f"its lease of {lease.duration_seconds:g} s ran out")
         return bool(expired)
-
-    def _note_slowest(self) -> None:
-        slowest = self.leases.slowest_clock
-        if slowest > self.slowest_clock or not self.leases:
-            self.barrier_step = self.closed_step
-        self.slowest_clock = slowest
 
     def _say_what_is_missing(self) -> None:
         missing = rounds.missing_workers(self._facts(), self.policy)
@@ -336,9 +394,12 @@ class Coordinator:
         self._norms.forget(lease.worker_id)
         self._tell("evicted", worker_id=lease.worker_id, epoch=lease.epoch, reason=reason, message=message)
 
-    def _evict(self, lease: Lease, cause: str, block_seconds: float | None, now_seconds: float) -> None:
+    def _evict(
+        self, lease: Lease, cause: str, block_seconds: float | None, now_seconds: float, request_id: str = ""
+    ) -> None:
         until = None if block_seconds is None else now_seconds + block_seconds
         self.leases.evict(lease, cause, until)
+        self._commit(Ended(lease.worker_id, lease.epoch, cause, block_seconds, request_id))
         self._end_evicted(lease, "WORKER_EVICTED", cause)
 
     # The round
@@ -349,7 +410,7 @@ class Coordinator:
             opened_at_seconds=self._round.opened_at_seconds,
             live_count=len(self.leases),
             awaited_count=self._awaited_count(),
-            is_formed=self._is_formed,
+            is_formed=self._cohort.is_formed,
             unfit_count=self._unfit_count(),
         )
 
@@ -357,7 +418,7 @@ class Coordinator:
         """The workers that the round waits for. Who joined since it was opened may come late, or go again."""
         heard_of = self._round.worker_ids | self._round.excused_worker_ids
         opened_at = self._round.opened_at_seconds
-        since = math.inf if opened_at is None else max(opened_at, self._formed_at_seconds)
+        since = math.inf if opened_at is None else max(opened_at, self._cohort.formed_at_seconds)
         return sum(
             lease.joined_at_seconds <= since for name, lease in self.leases.by_worker.items() if name not in heard_of
         )
@@ -393,35 +454,33 @@ class Coordinator:
         lease.ledger.record(header.sequence, contribution)
         lease.last_staleness, lease.last_loss = contribution.staleness, header.loss
         lease.clock += standing.bound is not None and not standing.is_ahead
+        lease.bad_count = self._bad_count_after(lease, rejection)
         self.leases.renew(lease, now_seconds)
+        contribution.judgement = _judgement(contribution, lease, inspection, rejection)
         if rejection is not None:
             self._reject(contribution, rejection)
             if rejection.is_for_values:
                 self._note_unfit(lease, rejection, now_seconds)
             return
-        lease.bad_count = 0
         self._pending_count += 1
         self._round.add(contribution, now_seconds)
 
     def _standing(self, lease: Lease) -> admitting.Standing:
         bound = self.policy.bound if isinstance(self.policy, BoundedStaleness) else None
         has_contributed = lease.worker_id in self._round.worker_ids
-        return admitting.Standing(self.closed_step, has_contributed, lease.clock, self.slowest_clock, bound)
+        return admitting.Standing(self.closed_step, has_contributed, lease.clock, self._cohort.slowest_clock, bound)
 
     def _reject(self, contribution: Contribution, rejection: admitting.Rejection) -> None:
         header = contribution.header
         self.rejected_counts[rejection.reason] += 1
         self.leases.count_rejected(header.worker_id, header.epoch)
-        contribution.settle(
-            PushResult(
-                header.sequence,
-                "rejected",
-                rejection.reason,
-                rejection.message,
-                self.closed_step,
-                contribution.staleness,
-            )
+        judgement, step = contribution.judgement, self.closed_step
+        assert judgement is not None, "it was judged"
+        result = PushResult(
+            header.sequence, "rejected", rejection.reason, rejection.message, step, contribution.staleness
         )
+        self._commit(Rejected(judgement, result))
+        contribution.settle(result)
         self._tell(
             "rejected",
             worker_id=header.worker_id,
@@ -435,13 +494,21 @@ class Coordinator:
         self._round.note_unfit(lease.worker_id)
         if len(self._round.unfit_worker_ids) > self._bounds.workers:
             self._round.forget_unfit_but(self._round.worker_ids | self.leases.by_worker.keys())
-        if rejection.reason == "NORM_OUTLIER" and self._norms.most_are_outliers:
-            return  # it is the run that has changed, not this worker
-        lease.bad_count += 1
+        if self._is_common(rejection):
+            return
         if self.admission.quarantine_after is None or lease.bad_count < self.admission.quarantine_after:
             return
         cause = f"quarantined: {lease.bad_count} gradients in a row were rejected, the last as {rejection.reason}"
         self._evict(lease, cause, self.admission.quarantine_seconds, now_seconds)
+
+    def _bad_count_after(self, lease: Lease, rejection: admitting.Rejection | None) -> int:
+        if rejection is None:
+            return 0
+        return lease.bad_count + (rejection.is_for_values and not self._is_common(rejection))
+
+    def _is_common(self, rejection: admitting.Rejection) -> bool:
+        """Whether it is the run that has changed, not this worker."""
+        return rejection.reason == "NORM_OUTLIER" and self._norms.most_are_outliers
 
     def _end_round(self, decision: rounds.Decision) -> None:
         unfit_count = self._unfit_count()
@@ -455,10 +522,35 @@ class Coordinator:
 
     def _refuse(self, ended: Round) -> None:
         count, needed = len(ended.contributions), rounds.smallest_cohort(ended.policy)
-        self._pending_count -= count
         message = (
             f"the round ended with {count} of the {needed} contributions that its combination needs: nothing was "
             "changed; join more workers, or choose another combine"
         )
+        self._refuse_as(ended, message, "COHORT_TOO_SMALL")
+
+    def _refuse_as(self, ended: Round, message: str, reason: str) -> None:
+        self._pending_count -= len(ended.contributions)
         for contribution in ended.contributions:
-            self._reject(contribution, admitting.Rejection("COHORT_TOO_SMALL", message))
+            self._reject(contribution, admitting.Rejection(reason, message))
+
+
+def _judgement(
+    contribution: Contribution,
+    lease: Lease,
+    inspection: admitting.Inspection,
+    rejection: admitting.Rejection | None,
+) -> Judgement:
+    header = contribution.header
+    return Judgement(
+        worker_id=header.worker_id,
+        epoch=header.epoch,
+        sequence=header.sequence,
+        base_step=header.base_step,
+        example_count=header.example_count,
+        loss=header.loss,
+        staleness=contribution.staleness,
+        norm=inspection.norm if inspection.rejection() is None else None,
+        is_outlier=rejection is not None and rejection.reason == "NORM_OUTLIER",
+        clock=lease.clock,
+        bad_count=lease.bad_count,
+    )

@@ -12,7 +12,18 @@ from typing import Literal, NamedTuple
 from kedge.policies import Policy
 
 EventKind = Literal[
-    "step", "lookahead_sync", "joined", "left", "evicted", "rejected", "aggregation_changed", "waiting", "summary"
+    "step",
+    "lookahead_sync",
+    "joined",
+    "left",
+    "evicted",
+    "rejected",
+    "aggregation_changed",
+    "waiting",
+    "summary",
+    "checkpoint",
+    "recovered",
+    "restored",
 ]
 
 
@@ -34,6 +45,8 @@ class Event(NamedTuple):
     loss: float | None = None
     policy: Policy | None = None
     skipped_counts: Mapping[str, int] = MappingProxyType({})
+    checkpoint: str = ""
+    """Its name."""
 
 
 class EventLog:

@@ -39,6 +39,19 @@ class Block(NamedTuple):
     cause: str
 
 
+class LeaseTableState(NamedTuple):
+    """What a table holds."""
+
+    first_epoch: int
+    live: tuple[Lease, ...]
+    ended: tuple[Lease, ...]
+    """The one that ended first first."""
+    last_epochs: dict[str, int]
+    last_forgotten_epoch: int
+    blocks: tuple[tuple[str, float, str], ...]
+    """Worker, until when, why."""
+
+
 class LeaseTable:
     """The leases of a run. Ended ones are remembered, so that a late repetition still finds its result.
 
@@ -112,6 +125,10 @@ class LeaseTable:
                 f"{self._run} has {self._worker_limit} workers, as many as limits.workers_per_run allows",
                 limit=self._worker_limit,
             )
+        return self.grant(worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds)
+
+    def grant(self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float) -> Lease:
+        """Grants a lease that nothing speaks against."""
         held, last = self._live.get(worker_id), self._last_of(worker_id)
         lease = Lease(
             worker_id,
@@ -126,6 +143,7 @@ class LeaseTable:
             self._end(held)
         self._live[worker_id] = lease
         self._last_epochs[worker_id] = epoch
+        self._blocks.pop(worker_id, None)
         self.change_count += 1
         return lease
 
@@ -169,6 +187,13 @@ class LeaseTable:
         while len(self._blocks) > self._ended_limit:
             self._blocks.popitem(last=False)
 
+    def end_all(self) -> list[Lease]:
+        """Ends every lease, and names them."""
+        ended = self.live
+        for lease in ended:
+            self._end(lease)
+        return ended
+
     def expire(self, now_seconds: float) -> list[Lease]:
         """Ends the leases that ran out, and names them."""
         expired = [lease for lease in self._live.values() if lease.expires_at_seconds <= now_seconds]
@@ -183,12 +208,37 @@ class LeaseTable:
             KedgeError: WORKER_NOT_FOUND, WORKER_SUPERSEDED, EPOCH_FORGOTTEN; RUN_NOT_FOUND for an epoch of an earlier
                 run of the same name.
         """
-        lease = self._live.get(worker_id)
-        if lease is None or lease.epoch != epoch:
-            lease = self._ended.get((worker_id, epoch))
+        lease = self.remembered(worker_id, epoch)
         if lease is None:
             raise self._unknown(worker_id, epoch)
         return lease
+
+    def remembered(self, worker_id: str, epoch: int) -> Lease | None:
+        """The lease of an epoch, live or ended; None if there was none, or none is remembered."""
+        lease = self._live.get(worker_id)
+        if lease is not None and lease.epoch == epoch:
+            return lease
+        return self._ended.get((worker_id, epoch))
+
+    def state(self) -> "LeaseTableState":
+        """All that outlives the server. The ledgers are with the leases."""
+        return LeaseTableState(
+            first_epoch=self._first_epoch,
+            live=tuple(self._live.values()),
+            ended=tuple(self._ended.values()),
+            last_epochs=dict(self._last_epochs),
+            last_forgotten_epoch=self._last_forgotten_epoch,
+            blocks=tuple((worker_id, *block) for worker_id, block in self._blocks.items()),
+        )
+
+    def resume(self, state: "LeaseTableState") -> None:
+        """Takes up what was there before the server was started anew. The table is empty and owns the leases then."""
+        self._first_epoch = state.first_epoch
+        self._live = {lease.worker_id: lease for lease in state.live}
+        self._ended = {(lease.worker_id, lease.epoch): lease for lease in state.ended}
+        self._last_epochs = dict(state.last_epochs)
+        self._last_forgotten_epoch = state.last_forgotten_epoch
+        self._blocks = OrderedDict((worker_id, Block(until, cause)) for worker_id, until, cause in state.blocks)
 
     def require_live(self, lease: Lease) -> None:
         """Lets only the worker's present lease through.
@@ -208,7 +258,6 @@ class LeaseTable:
             return
         if now_seconds < block.until_seconds:
             raise self._evicted(worker_id, block.cause)
-        del self._blocks[worker_id]
 
     def _evicted(self, worker_id: str, cause: str) -> KedgeError:
         worker = f"{self._run}/workers/{worker_id}"

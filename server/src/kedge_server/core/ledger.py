@@ -1,9 +1,12 @@
 """The ledger: which sequences of a worker's epoch were taken, and what became of each.
 
 It is what makes a repeated push harmless. Pending and decided entries are alike here: the type parameter is whatever
-the caller keeps for one. Invariant: sequences are recorded 1, 2, 3, ... without a gap, and the last `window` are kept.
+the caller keeps for one. Sequences are recorded 1, 2, 3, ..., and the last `window` are kept. A ledger that was read
+back may have holes: sequences that were taken and not yet answered when the server died, while later ones were. Nothing
+came of them, so that they may still come.
 """
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from kedge.wire.errors import KedgeError
@@ -19,6 +22,7 @@ class Ledger(Generic[EntryT]):
 
     def __init__(self, window: int = WINDOW) -> None:
         self._entries: dict[int, EntryT] = {}
+        self._holes: set[int] = set()
         self._window = window
         self.last_sequence = 0
 
@@ -30,10 +34,10 @@ class Ledger(Generic[EntryT]):
         """
         if sequence in self._entries:
             return self._entries[sequence]
-        if sequence == self.last_sequence + 1:
+        if sequence == self.last_sequence + 1 or sequence in self._holes:
             return None
         if 0 < sequence <= self.last_sequence:
-            oldest = next(iter(self._entries))
+            oldest = min(self._entries, default=self.last_sequence + 1)
             raise KedgeError(
                 "SEQUENCE_FORGOTTEN",
                 f"the result of sequence {sequence} is forgotten, {oldest} is the oldest kept; it was not reapplied",
@@ -48,8 +52,40 @@ class Ledger(Generic[EntryT]):
         )
 
     def record(self, sequence: int, entry: EntryT) -> None:
-        """Records the next sequence; the oldest entry beyond the window is forgotten."""
-        assert sequence == self.last_sequence + 1, "find() lets no other through"
-        self.last_sequence = sequence
+        """Records the next sequence, or one of a hole; the oldest entry beyond the window is forgotten."""
+        assert self.find(sequence) is None, "find() lets no other through"
+        self._holes.discard(sequence)
+        self._keep(sequence, entry)
+
+    def restore(self, sequence: int, entry: EntryT) -> None:
+        """Records what was recorded before the server died, in the order in which it became durable.
+
+        What it passes over is a hole. An entry that is there already is replaced.
+        """
+        self._holes.update(range(max(self.last_sequence + 1, sequence - self._window), sequence))
+        self._holes.discard(sequence)
+        self._keep(sequence, entry)
+
+    def _keep(self, sequence: int, entry: EntryT) -> None:
+        self.last_sequence = max(self.last_sequence, sequence)
         self._entries[sequence] = entry
-        self._entries.pop(sequence - self._window, None)
+        oldest = self.last_sequence - self._window
+        self._entries.pop(oldest, None)
+        self._holes = {hole for hole in self._holes if hole > oldest}
+
+    def resume(self, last_sequence: int, holes: tuple[int, ...]) -> None:
+        """Takes up the numbers that belong to the entries."""
+        self.last_sequence, self._holes = last_sequence, set(holes)
+
+    def replace_entries(self, make: Callable[[EntryT], EntryT]) -> None:
+        """Puts what `make` makes of each entry in its place."""
+        self._entries = {sequence: make(entry) for sequence, entry in self._entries.items()}
+
+    def entries(self) -> tuple[tuple[int, EntryT], ...]:
+        """What is kept, by sequence."""
+        return tuple(sorted(self._entries.items()))
+
+    @property
+    def holes(self) -> tuple[int, ...]:
+        """The sequences up to the last one of which nothing came."""
+        return tuple(sorted(self._holes))

@@ -57,6 +57,8 @@ class Plan(NamedTuple):
 
     spec: optim.UpdateSpec
     blocks: tuple[BlockPlan, ...]
+    block_elements: int
+    """What it was cut with."""
 
 
 def plan(
@@ -83,7 +85,7 @@ def plan(
             blocks.append(BlockPlan(at, at + size, group, is_frozen, shape))
             at += size
     assert at == manifest.element_count
-    return Plan(spec, tuple(blocks))
+    return Plan(spec, tuple(blocks), block_elements)
 
 
 def _cut(shapes: Iterable[Shape], sees: Sees, block_elements: int) -> Iterator[tuple[int, Shape | None]]:

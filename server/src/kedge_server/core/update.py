@@ -7,7 +7,7 @@ array.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -53,8 +53,8 @@ class Scalars(NamedTuple):
     rule: StepScalars
 
 
-class _Parts(NamedTuple):
-    """What a block's gradient is summed from. What the arrays have beyond the block's size is not for use."""
+class Parts(NamedTuple):
+    """What one block's gradient is summed from. What the arrays have beyond the block's size is not for use."""
 
     gradients: tuple[np.ndarray | jax.Array, ...]
     factors: tuple[np.float32, ...]
@@ -116,7 +116,7 @@ class Program:
         values: Sequence[StepValues],
         combine: Combine = MEAN,
     ) -> Blocks:
-        """Applies one round. The rule's state in `blocks` is consumed: after an error it is lost.
+        """Applies one round: `parts`, and then `apply_parts`.
 
         A combination other than the mean takes the memory of one block beside the state, and with a clip by norm, which
         needs it twice, that of all blocks that are not frozen: 4 bytes a parameter.
@@ -132,8 +132,40 @@ class Program:
         Returns:
             The state after the step. The arrays may still be computing.
         """
+        return self.apply_parts(blocks, self.parts(gradients, factors, combine), step=step, values=values)
+
+    def parts(self, gradients: Sequence[np.ndarray], factors: Sequence[float], combine: Combine) -> Iterator[Parts]:
+        """What each block's gradient is summed from, block by block, so that no combination is held for longer than it
+        is needed.
+        """
         assert len(gradients) == len(factors) >= combine.required_count
-        parts: Iterable[_Parts] = self._parts(gradients, tuple(np.float32(factor) for factor in factors), combine)
+        return self._parts(gradients, tuple(np.float32(factor) for factor in factors), combine)
+
+    def combined(
+        self, gradients: Sequence[np.ndarray], factors: Sequence[float], combine: Combine
+    ) -> tuple[list[Parts], list[np.ndarray]]:
+        """The gradient of a round as one, for `apply_parts`, and the same on the host, without what is beyond the
+        blocks' sizes: applied as a single contribution of factor 1 it gives the same bits.
+        """
+        sums = [
+            part if len(part.gradients) == 1 and part.factors[0] == 1 else Parts((_summed(*part),), (np.float32(1),))
+            for part in self.parts(gradients, factors, combine)
+        ]
+        host = jax.device_get([part.gradients[0] for part in sums])
+        return sums, [array[: block.size] for array, block in zip(host, self.plan.blocks, strict=True)]
+
+    def apply_parts(self, blocks: Blocks, parts: Iterable[Parts], *, step: int, values: Sequence[StepValues]) -> Blocks:
+        """Applies one round. The rule's state in `blocks` is consumed: after an error it is lost.
+
+        Args:
+            blocks: the state after step - 1.
+            parts: see `parts` and `combined`.
+            step: the number of the step that this makes, from 1.
+            values: the hyperparameters of this step, for each parameter group.
+
+        Returns:
+            The state after the step. The arrays may still be computing.
+        """
         if any(group.grad_clip_norm is not None for group in values):
             parts = list(parts)
         scales = self._norm_scales(parts, values)
@@ -143,6 +175,49 @@ class Program:
             state if block.is_frozen else self._advance(block, kernels, state, part, scalars[block.group], step)
             for block, kernels, state, part in zip(self.plan.blocks, self._kernels, blocks, parts, strict=True)
         )
+
+    def state_arrays(self, blocks: Blocks) -> dict[str, np.ndarray]:
+        """The state on the host: `fast.B`, `slow.B` unless they are the fast ones, `state.B.N`, for each block B.
+
+        What later steps overwrite is copied.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        for number, block in enumerate(blocks):
+            arrays[f"fast.{number:05}"] = np.asarray(block.weights)
+            if block.slow is not None and block.slow is not block.weights:
+                arrays[f"slow.{number:05}"] = np.asarray(block.slow)
+            for leaf_number, leaf in enumerate(jax.tree.leaves(block.state)):
+                arrays[f"state.{number:05}.{leaf_number}"] = np.array(leaf, copy=True)
+        return arrays
+
+    def resume(self, arrays: Mapping[str, np.ndarray], values: Sequence[StepValues]) -> Blocks:
+        """The state that `state_arrays` gave.
+
+        Args:
+            arrays: that state. Copied.
+            values: any hyperparameters, for each parameter group.
+
+        Raises:
+            ValueError: for arrays that are not of this plan.
+        """
+        blocks = tuple(
+            self._resume_block(number, arrays, values[block.group]) for number, block in enumerate(self.plan.blocks)
+        )
+        if len(self.state_arrays(blocks)) != len(arrays):
+            raise ValueError("the arrays are not those of this run's state")
+        return blocks
+
+    def _resume_block(self, number: int, arrays: Mapping[str, np.ndarray], values: StepValues) -> Block:
+        block, kernels = self.plan.blocks[number], self._kernels[number]
+        weights = _taken(arrays, f"fast.{number:05}", jax.eval_shape(lambda: jnp.zeros(block.length, np.float32)))
+        slow = None
+        if self._spec.sync_period is not None:
+            slow = _taken(arrays, f"slow.{number:05}", weights) if f"slow.{number:05}" in arrays else weights
+        if block.is_frozen:
+            return Block(weights, None, slow)
+        leaves, tree = jax.tree.flatten(jax.eval_shape(kernels.init, weights, np.float32(values.lr)))
+        taken = [_taken(arrays, f"state.{number:05}.{at}", leaf) for at, leaf in enumerate(leaves)]
+        return Block(weights, jax.tree.unflatten(tree, taken), slow)
 
     def host_weights(self, arrays: Iterable[jax.Array]) -> tuple[np.ndarray, ...]:
         """The weights of all blocks on the host, without what is beyond their sizes. On the CPU nothing is copied."""
@@ -160,16 +235,15 @@ class Program:
 
     def _parts(
         self, gradients: Sequence[np.ndarray], factors: tuple[np.float32, ...], combine: Combine
-    ) -> Iterator[_Parts]:
-        """Block by block, so that no combination is held longer than it is needed."""
+    ) -> Iterator[Parts]:
         for block in self.plan.blocks:
             views = tuple(_view(block, flat) for flat in gradients)
             if combine.kind == "mean" or block.is_frozen:
-                yield _Parts(views, factors)
+                yield Parts(views, factors)
             else:
-                yield _Parts((combined(views, factors, combine),), (np.float32(1),))
+                yield Parts((combined(views, factors, combine),), (np.float32(1),))
 
-    def _norm_scales(self, parts: Iterable[_Parts], values: Sequence[StepValues]) -> dict[int, jax.Array]:
+    def _norm_scales(self, parts: Iterable[Parts], values: Sequence[StepValues]) -> dict[int, jax.Array]:
         """The factor of each scope that is clipped by its norm. Without any the parts are left as they are."""
         limits = {group.norm_scope: group.grad_clip_norm for group in values if group.grad_clip_norm is not None}
         if not limits:
@@ -182,7 +256,7 @@ class Program:
         return {scope: _clip_scale(squares[scope], np.float32(limits[scope])) for scope in limits if squares[scope]}
 
     def _advance(
-        self, block: BlockPlan, kernels: _Kernels, state: Block, part: _Parts, scalars: Scalars, step: int
+        self, block: BlockPlan, kernels: _Kernels, state: Block, part: Parts, scalars: Scalars, step: int
     ) -> Block:
         inputs = (*part, scalars._replace(size=np.int32(block.size)))
         if not self._spec.ends_sync_period(step):
@@ -192,6 +266,13 @@ class Program:
         if self._spec.reset_state:
             of_rule = kernels.init(weights, scalars.rule.lr)
         return Block(weights, of_rule, weights)
+
+
+def _taken(arrays: Mapping[str, np.ndarray], name: str, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    array = arrays.get(name)
+    if array is None or array.shape != like.shape or array.dtype != like.dtype:
+        raise ValueError(f"{name} is missing, or not {like.dtype}{list(like.shape)}, as this run's state has it")
+    return jnp.array(array, copy=True)
 
 
 def _view(block: BlockPlan, flat: np.ndarray) -> np.ndarray:
@@ -268,6 +349,9 @@ def _mean(gradients: Sequence[jax.Array], factors: Sequence[jax.Array]) -> jax.A
     for gradient, factor in zip(gradients[1:], factors[1:], strict=True):
         total = total + gradient * factor
     return total
+
+
+_summed = jax.jit(_mean)
 
 
 @partial(jax.jit, static_argnames="is_padded")

@@ -17,13 +17,24 @@ class PendingContribution(Contribution):
         gradient: its gradient, owned from now on; given back when it is rejected, or applied.
     """
 
-    __slots__ = ("_closed", "_gradient", "_outcome")
+    __slots__ = ("_closed", "_gradient", "_outcome", "is_kept")
 
     def __init__(self, header: ContributionHeader, gradient: StagingBuffer) -> None:
         super().__init__(header)
         self._closed: asyncio.Event | None = asyncio.Event()
         self._outcome: asyncio.Future[PushResult] | None = asyncio.get_running_loop().create_future()
         self._gradient: StagingBuffer | None = gradient
+        self.is_kept = False
+        """Whether storage has it, or will have: because its worker is told that it is held."""
+
+    @classmethod
+    def settled(cls, contribution: Contribution) -> "PendingContribution":
+        """One of which an earlier server has said what became of it."""
+        made = cls.__new__(cls)
+        Contribution.__init__(made, contribution.header, contribution.staleness, contribution.result)
+        made._closed = made._outcome = made._gradient = None
+        made.is_kept = True
+        return made
 
     @property
     def closed(self) -> asyncio.Event:
@@ -60,8 +71,9 @@ class PendingContribution(Contribution):
             self._closed = self._outcome = None  # who waits has them
 
     def fail(self, error: Exception) -> None:
-        """Gives everyone who waits an error, and the buffer back."""
-        self.release()
+        """Gives everyone who waits an error; and the buffer back, unless storage is to have it."""
+        if not self.is_kept:
+            self.release()
         if self.result is not None:
             return
         self.closed.set()
@@ -74,3 +86,9 @@ class PendingContribution(Contribution):
         if self._gradient is not None:
             self._gradient.release()
             self._gradient = None
+
+
+def pending(contribution: Contribution) -> PendingContribution:
+    """A contribution that came into the coordinator through the engine, as what it is."""
+    assert isinstance(contribution, PendingContribution), "the coordinator has what came through the engine"
+    return contribution

@@ -4,7 +4,7 @@ Nothing else in the server calls JAX. A call into the thread is awaited by the l
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,9 +13,10 @@ import numpy as np
 
 from kedge.optim.controls import StepValues
 from kedge_server.core.plan import Plan
-from kedge_server.core.update import Program
+from kedge_server.core.update import Parts, Program
 from kedge_server.core.values import MEAN, Combine
 from kedge_server.engine.snapshots import Snapshot
+from kedge_server.telemetry.failpoints import failpoint
 
 ResultT = TypeVar("ResultT")
 
@@ -58,6 +59,80 @@ class Writer:
         self._step = 0
         self._lookahead_sync_count = 0
         self._blocks = self._program.init(weights, values)
+
+    @classmethod
+    def resume(
+        cls,
+        plan: Plan,
+        arrays: Mapping[str, np.ndarray],
+        values: Sequence[StepValues],
+        *,
+        step: int,
+    ) -> "Writer":
+        """The writer of a run that stands where `capture` left it.
+
+        Raises:
+            ValueError: for arrays that are not of this plan.
+        """
+        writer = cls.__new__(cls)
+        writer._program = Program(plan)
+        writer._spec = plan.spec
+        writer.go_back(arrays, values, step=step)
+        return writer
+
+    def go_back(self, arrays: Mapping[str, np.ndarray], values: Sequence[StepValues], *, step: int) -> Snapshot:
+        """Puts another state of the run in the place of this one.
+
+        Raises:
+            ValueError: for arrays that are not of this run; then nothing has changed.
+        """
+        self._blocks = self._program.resume(arrays, values)
+        self._step = step
+        self._lookahead_sync_count = 0 if self._spec.sync_period is None else step // self._spec.sync_period
+        return self.snapshot()
+
+    def capture(self) -> dict[str, np.ndarray]:
+        """The state on the host; see `Program.state_arrays`."""
+        return self._program.state_arrays(self._blocks)
+
+    def replay(self, gradient: np.ndarray, values: Sequence[StepValues]) -> None:
+        """Applies a gradient that was applied before, float32, flat."""
+        self._step += 1
+        self._lookahead_sync_count += self._spec.ends_sync_period(self._step)
+        self._blocks = self._program.apply(self._blocks, [gradient], factors=[1.0], step=self._step, values=values)
+        jax.block_until_ready(self._blocks)  # type: ignore[no-untyped-call]  # JAX leaves it bare
+
+    def apply_combined(
+        self,
+        gradients: Sequence[np.ndarray],
+        factors: Sequence[float],
+        values: Sequence[StepValues],
+        combine: Combine = MEAN,
+        *,
+        on_combined: Callable[[Sequence[np.ndarray]], object],
+    ) -> Snapshot:
+        """Applies one round as `replay` will, and says what as soon as it is known.
+
+        Args:
+            gradients: as of `apply`.
+            factors: as of `apply`.
+            values: as of `apply`.
+            combine: as of `apply`.
+            on_combined: is given the gradient that is applied: arrays that are, one after the other, the flat one.
+        """
+        self._step += 1
+        self._lookahead_sync_count += self._spec.ends_sync_period(self._step)
+        if len(gradients) == 1 and factors[0] == 1:
+            on_combined(gradients)
+            parts: Iterable[Parts] = self._program.parts(gradients, factors, combine)
+        else:
+            parts, host = self._program.combined(gradients, factors, combine)
+            on_combined(host)
+        failpoint("engine.apply.before")
+        self._blocks = self._program.apply_parts(self._blocks, parts, step=self._step, values=values)
+        jax.block_until_ready(self._blocks)  # type: ignore[no-untyped-call]  # JAX leaves it bare
+        failpoint("engine.apply.after")
+        return self.snapshot()
 
     def apply(
         self,

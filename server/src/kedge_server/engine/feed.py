@@ -18,6 +18,9 @@ _LOGGED: dict[EventKind, tuple[str, str]] = {
     "evicted": ("warning", "lease ended"),
     "aggregation_changed": ("info", "aggregation changed"),
     "waiting": ("info", "waiting for workers"),
+    "checkpoint": ("info", "checkpoint complete"),
+    "recovered": ("info", "run recovered"),
+    "restored": ("warning", "run goes on from a checkpoint"),
 }
 """The events that go to the log, too, with level and text: those of membership, which are few."""
 

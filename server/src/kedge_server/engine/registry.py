@@ -3,27 +3,37 @@
 import asyncio
 import itertools
 import time
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import structlog
 
 from kedge.optim import Group, Optimizer
-from kedge.optim.controls import Controls
-from kedge.policies import Admission, Policy, Synchronous
+from kedge.policies import Admission, Checkpoints, Durability, Policy, Synchronous
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
 from kedge.wire.reflection import Refusing
+from kedge_server.core.commits import ArraySpec, Created, Progress, RunConfig
 from kedge_server.core.coordinator import Bounds
+from kedge_server.core.image import HeldKey, RunImage
 from kedge_server.core.plan import Plan
 from kedge_server.core.plan import plan as make_plan
 from kedge_server.core.rounds import round_size
 from kedge_server.core.rules import check_rule
+from kedge_server.core.stored import Arrays
 from kedge_server.engine.clock import Clock, LoopClock
 from kedge_server.engine.device import DeviceThread, Writer, default_block_elements
+from kedge_server.engine.durability import FoundRun, MemoryStore, RunStore, Storage
 from kedge_server.engine.limits import Limits
-from kedge_server.engine.run import RunConfig, RunEngine, RunUpdate
+from kedge_server.engine.recovery import recover, writer_of
+from kedge_server.engine.run import RunEngine, RunUpdate
 from kedge_server.engine.snapshots import Snapshot
 from kedge_server.engine.staging import StagingAccount, StagingBuffer, StagingPool
+
+_RECOVERED_AT_ONCE = 4
+
+_log = structlog.get_logger("kedge.registry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,13 @@ class NewRun:
     admission: Admission
     groups: tuple[Group, ...]
     request_id: str
+    durability: Durability | None = None
+    """None: journal where there is storage, else memory."""
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+
+
+class RecoveryFailed(Exception):  # noqa: N818  it says what is the case
+    """Runs cannot be recovered: why, and what to do."""
 
 
 class Registry:
@@ -46,20 +63,75 @@ class Registry:
         limits: what bounds it.
         block_elements: the length of a block of state; None for the platform's best.
         clock: the time.
+        storage: keeps the runs; None: they are kept in memory only.
+        generation: greater than that of every server before on the same storage; None for one that grows with time.
+
+    Attributes:
+        generation: the same.
     """
 
-    def __init__(self, limits: Limits, *, block_elements: int | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        block_elements: int | None = None,
+        clock: Clock | None = None,
+        storage: Storage | None = None,
+        generation: int | None = None,
+    ) -> None:
         self.limits = limits
         self.staging = StagingPool(limits.staging_bytes)
         self._block_elements = block_elements
         self._clock = clock or LoopClock()
+        self._storage = storage
         self._device = DeviceThread()
         self._runs: dict[str, RunEngine] = {}
         self._accounts: dict[RunEngine, StagingAccount] = {}
         self._creating: dict[str, asyncio.Future[None]] = {}
         self._is_ending = False
         # Microseconds since 1970 at the start: epochs grow from one server process to the next.
-        self._epochs = itertools.count(int(time.time() * 1e6))
+        started_at = int(time.time() * 1e6)
+        self._epochs = itertools.count(started_at)
+        self.generation = started_at if generation is None else generation
+
+    async def recover(self) -> None:
+        """Brings the runs in storage back to where they stood, side by side. Before anything else.
+
+        Raises:
+            RecoveryFailed: naming every run that cannot be recovered, and why. Nothing of theirs was changed.
+        """
+        found = [] if self._storage is None else list(self._storage.found())
+        several = asyncio.Semaphore(_RECOVERED_AT_ONCE)
+
+        async def one(run: FoundRun) -> str:
+            async with several:
+                try:
+                    await self._recover(run)
+                except Exception as error:
+                    _log.error("run cannot be recovered", run=run.name, exc_info=True)
+                    return f"{run.name}: {error}"
+            return ""
+
+        problems = [problem for problem in await asyncio.gather(*map(one, found)) if problem]
+        if problems:
+            raise RecoveryFailed("\n".join(problems))
+
+    async def _recover(self, found: FoundRun) -> None:
+        recovered = await recover(found, self._device)
+        if recovered is None:
+            return
+        image, writer = recovered.image, recovered.writer
+        if image.config.durability == "checkpoint":
+            # What the workers have sent since the checkpoint is lost: they begin new epochs.
+            image.leases.end_all()
+        account = self.staging.account(image.config.manifest.element_count, round_size(image.policy))
+        held = {key: _lent(account, gradient) for key, gradient in recovered.held.items()}
+        snapshot = await self._device.run(writer.snapshot)
+        run = self._make_engine(image, writer, snapshot, store=found.resume(image), held=held)
+        self._runs[found.name], self._accounts[run] = run, account
+        self._epochs = itertools.count(max(next(self._epochs), image.last_epoch + 1))
+        count = recovered.replayed_count
+        run.feed.tell("recovered", message=f"{count} steps were applied again since the last checkpoint")
 
     def get(self, name: str) -> RunEngine:
         """A run.
@@ -134,6 +206,7 @@ class Registry:
                 run=new.name,
             )
         self._require_room(new)
+        self._durability(new.durability)
         return None
 
     async def plan(self, new: NewRun) -> Plan:
@@ -160,31 +233,104 @@ class Registry:
         """
         try:
             existing = await self.find_created(new)
-            return existing or await self._create(new, plan, weights.array)
+            if existing is not None:
+                return existing
+            flat = ArraySpec("weights", "float32", weights.array.shape)
+            created = Created(self._config(new, plan), new.policy, new.admission, (flat,))
+            return await self._alone(new.name, lambda: self._begin(created, {"weights": weights.array}))
         finally:
             weights.release()
 
-    async def _create(self, new: NewRun, plan: Plan, weights: np.ndarray) -> RunEngine:
-        ended = self._creating[new.name] = asyncio.get_running_loop().create_future()
+    async def fork(self, run: RunEngine, checkpoint_id: str, name: str, *, request_id: str) -> RunEngine:
+        """Creates a run that begins where a checkpoint of another is.
+
+        Raises:
+            KedgeError: as `find_created` and `RunEngine.restore`.
+        """
+        new = _like(run, name, request_id)
+        existing = await self.find_created(new)
+        if existing is not None:
+            return existing
+        checkpoint = await run.store.load(checkpoint_id)
+        image, arrays = checkpoint.image, checkpoint.arrays
+        config = replace(image.config, name=name, request_id=request_id, created_at_seconds=time.time())
+        config = replace(config, first_epoch=self.next_epoch())
+        specs = tuple(ArraySpec(key, str(array.dtype), array.shape) for key, array in arrays.items())
+        progress = Progress(image.step, image.applied_count, image.loss, image.controls)
+        created = Created(config, image.policy, image.admission, specs, progress)
+        existing = await self.find_created(new)
+        return existing or await self._alone(name, lambda: self._begin(created, arrays))
+
+    def _config(self, new: NewRun, plan: Plan) -> RunConfig:
+        return RunConfig(
+            name=new.name,
+            manifest=new.manifest,
+            optimizer=new.optimizer,
+            groups=new.groups,
+            created_at_seconds=time.time(),
+            request_id=new.request_id,
+            durability=self._durability(new.durability),
+            checkpoints=new.checkpoints,
+            block_elements=plan.block_elements,
+            first_epoch=self.next_epoch(),
+        )
+
+    async def _alone(self, name: str, begin: Callable[[], Awaitable[RunEngine]]) -> RunEngine:
+        """Creates a run while nobody else creates or deletes one of its name."""
+        ended = self._creating[name] = asyncio.get_running_loop().create_future()
         try:
-            writer, snapshot = await self._device.run(self._make_writer, new, plan, weights)
-            run = self._runs[new.name] = self._make_engine(new, writer, snapshot)
-            self._accounts[run] = self.staging.account(new.manifest.element_count, round_size(new.policy))
+            run = await begin()
         finally:
-            del self._creating[new.name]
+            del self._creating[name]
             ended.set_result(None)
         return run
 
-    def delete(self, name: str) -> None:
+    async def _begin(self, created: Created, arrays: Arrays) -> RunEngine:
+        config = created.config
+        image = RunImage.create(created)
+        writer = await self._device.run(writer_of, image, arrays)
+        snapshot = await self._device.run(writer.snapshot)
+        store: RunStore = MemoryStore(config.name)
+        if config.durability != "memory":
+            assert self._storage is not None, "it was asked for before"
+            store = await self._storage.create(created, [arrays[spec.name] for spec in created.arrays])
+        run = self._runs[config.name] = self._make_engine(image, writer, snapshot, store=store, held={})
+        self._accounts[run] = self.staging.account(config.manifest.element_count, round_size(created.policy))
+        return run
+
+    def _durability(self, wanted: Durability | None) -> Durability:
+        if wanted is None:
+            return "memory" if self._storage is None else "journal"
+        if wanted != "memory" and self._storage is None:
+            raise KedgeError(
+                "DURABILITY_UNAVAILABLE",
+                f"durability {wanted!r} needs a data directory, and the server has none: start it with --data-dir, or "
+                "create the run with durability 'memory'",
+                durability=wanted,
+            )
+        return wanted
+
+    async def delete(self, name: str) -> None:
         """Deletes a run.
 
         Raises:
-            KedgeError: RUN_NOT_FOUND.
+            KedgeError: RUN_NOT_FOUND; STORAGE_UNAVAILABLE: it has ended, but what is stored of it could not be deleted.
         """
         run = self.get(name)
         del self._runs[name], self._accounts[run]
         run.end(_not_found(name))
+        ended = self._creating[name] = asyncio.get_running_loop().create_future()
+        try:
+            await run.delete()
+        finally:
+            del self._creating[name]
+            ended.set_result(None)
         self.staging.drop_free(run.config.manifest.element_count)
+
+    def take_due_checkpoints(self) -> None:
+        """Begins the checkpoints that time has made due. To be called now and then."""
+        for run in self._runs.values():
+            run.checkpoint_if_due()
 
     async def end(self) -> None:
         """Takes nothing more, applies the rounds that are closed, and ends every run. Snapshots can still be read."""
@@ -197,35 +343,35 @@ class Registry:
         for run in runs:
             await run.drain()
 
+    async def store_all(self, *, hurry: bool) -> None:
+        """Lets storage finish, with a last checkpoint of each run unless it hurries. Only after `end`."""
+        await asyncio.gather(*(run.close(hurry=hurry) for run in self._runs.values()))
+        if self._storage is not None:
+            await self._storage.close()
+
     def close(self) -> None:
         """Lets the device go. Only after `end`."""
         self._device.close()
 
-    def _make_writer(self, new: NewRun, plan: Plan, weights: np.ndarray) -> tuple[Writer, Snapshot]:
-        controls = Controls.begin(new.optimizer.spec(), new.groups)
-        writer = Writer(plan, weights, controls.values())
-        return writer, writer.snapshot()
-
-    def _make_engine(self, new: NewRun, writer: Writer, snapshot: Snapshot) -> RunEngine:
-        config = RunConfig(
-            name=new.name,
-            manifest=new.manifest,
-            optimizer=new.optimizer,
-            groups=new.groups,
-            created_at_seconds=time.time(),
-            request_id=new.request_id,
-        )
+    def _make_engine(
+        self,
+        image: RunImage,
+        writer: Writer,
+        snapshot: Snapshot,
+        *,
+        store: RunStore,
+        held: Mapping[HeldKey, StagingBuffer],
+    ) -> RunEngine:
         return RunEngine(
-            config,
+            image,
             writer,
             snapshot,
-            policy=new.policy,
-            admission=new.admission,
+            store=store,
+            held=held,
             device=self._device,
             clock=self._clock,
             bounds=Bounds(self.limits.workers_per_run, self.limits.contributions_per_run),
             kept_events=self.limits.events_per_run,
-            first_epoch=self.next_epoch(),
         )
 
     def _require_room(self, new: NewRun) -> None:
@@ -264,6 +410,26 @@ class Registry:
         if count > limit:
             problem = f"{count} contributions have to be held at once, limits.contributions_per_run is {limit}"
             raise _too_large(f"{problem}: raise it, or lower the quorum or size", limit, element_count)
+
+
+def _lent(account: StagingAccount, gradient: np.ndarray) -> StagingBuffer:
+    buffer = account.acquire()
+    buffer.array[:] = gradient
+    return buffer
+
+
+def _like(run: RunEngine, name: str, request_id: str) -> NewRun:
+    return NewRun(
+        name=name,
+        manifest=run.config.manifest,
+        optimizer=run.config.optimizer,
+        policy=run.policy,
+        admission=run.admission,
+        groups=run.config.groups,
+        request_id=request_id,
+        durability=run.config.durability,
+        checkpoints=run.config.checkpoints,
+    )
 
 
 def _too_large(message: str, limit: int, parameter_count: int) -> KedgeError:

@@ -1,17 +1,30 @@
 """Between messages and the engine's values, for what only the server converts; the rest is `kedge.wire.convert`."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kedge.optim.controls import RecordedChange
-from kedge.v1 import optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
+from kedge.policies import METRIC_NAME_LENGTH
+from kedge.v1 import checkpoint_service_pb2, optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
 from kedge.wire import convert as wire
 from kedge.wire import names
 from kedge.wire.errors import KedgeError
 from kedge.wire.groups import change_from_wire, change_to_wire, group_to_wire, groups_from_wire
-from kedge.wire.policies import admission_from_wire, admission_to_wire, policy_from_wire, policy_to_wire
+from kedge.wire.policies import (
+    admission_from_wire,
+    admission_to_wire,
+    checkpoints_from_wire,
+    checkpoints_to_wire,
+    durability_from_wire,
+    durability_to_wire,
+    policy_from_wire,
+    policy_to_wire,
+)
 from kedge.wire.reflection import invalid
 from kedge_server.core.events import Event
 from kedge_server.core.leases import Lease
+from kedge_server.core.stored import CheckpointInfo
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.registry import NewRun
 from kedge_server.engine.run import RunEngine, RunState, RunUpdate
@@ -23,6 +36,7 @@ _MAX_GROUPS_BYTES = 256 << 10
 _MAX_CHANGES_BYTES = 64 << 10
 _MAX_REQUEST_ID_LENGTH = 64
 _MAX_CAUSE_LENGTH = 256
+_MAX_METRICS = 32
 
 _WEIGHTS: dict[int, Weights] = {
     tensor_pb2.WEIGHTS_UNSPECIFIED: "fast",
@@ -52,6 +66,8 @@ def new_run(header: run_service_pb2.CreateRunHeader) -> NewRun:
         admission=admission_from_wire(header.admission),
         groups=groups_from_wire(header.groups),
         request_id=request_id(header),
+        durability=durability_from_wire(header.durability),
+        checkpoints=checkpoints_from_wire(header.checkpointing),
     )
 
 
@@ -85,9 +101,11 @@ def run_update(request: run_service_pb2.UpdateRunRequest) -> RunUpdate:
     )
 
 
-def watch_start(request: run_service_pb2.WatchRunRequest) -> dict[str, int]:
-    """Where a watch begins, as `Feed.reader` takes it."""
+def watch_start(request: run_service_pb2.WatchRunRequest, generation: int) -> dict[str, int]:
+    """Where a watch begins, as `Feed.reader` takes it: what was told by an earlier server says nothing here."""
     start = request.WhichOneof("start")
+    if start == "after_number" and request.server_generation not in (0, generation):
+        return {start: 0}
     return {start: getattr(request, start)} if start else {}
 
 
@@ -162,8 +180,11 @@ def weights_header(
     )
 
 
-def push_result(result: PushResult) -> optimizer_service_pb2.PushResult:
-    """A contribution's result."""
+def push_result(result: PushResult, run: RunEngine) -> optimizer_service_pb2.PushResult:
+    """A contribution's result, and what it survives by now."""
+    durable_step, level = run.store.durable_step, run.store.level
+    if level == "checkpoint" and (result.outcome != "applied" or result.step > durable_step):
+        level = "memory"
     return optimizer_service_pb2.PushResult(
         sequence=result.sequence,
         outcome=f"PUSH_OUTCOME_{result.outcome.upper()}",
@@ -171,7 +192,38 @@ def push_result(result: PushResult) -> optimizer_service_pb2.PushResult:
         message=result.message,
         step=result.step,
         staleness=result.staleness,
+        durability=durability_to_wire(level),
+        durable_step=durable_step,
     )
+
+
+def checkpoint(info: CheckpointInfo, run_name: str) -> checkpoint_service_pb2.Checkpoint:
+    """A checkpoint."""
+    message = checkpoint_service_pb2.Checkpoint(
+        name=f"{run_name}/checkpoints/{info.checkpoint_id}",
+        step=info.step,
+        size_bytes=info.size_bytes,
+        metrics=dict(info.metrics),
+    )
+    message.create_time.FromNanoseconds(round(info.created_at_seconds * 1e9))
+    return message
+
+
+def metrics(given: Mapping[str, float]) -> dict[str, float]:
+    """What a checkpoint is to be judged by.
+
+    Raises:
+        KedgeError: INVALID_CONFIGURATION.
+    """
+    if len(given) > _MAX_METRICS:
+        raise invalid("metrics", f"metrics has {len(given)} entries: it must have at most {_MAX_METRICS}")
+    for name, value in given.items():
+        if not 1 <= len(name) <= METRIC_NAME_LENGTH:
+            problem = f"a metric's name has {len(name)} characters: it must have 1 to {METRIC_NAME_LENGTH}"
+            raise invalid("metrics", problem)
+        if not math.isfinite(value):
+            raise invalid("metrics", f"metrics[{name!r}] is {value}: it must be finite")
+    return dict(given)
 
 
 def run(engine: RunEngine, *, with_manifest: bool) -> run_pb2.Run:
@@ -187,6 +239,8 @@ def run(engine: RunEngine, *, with_manifest: bool) -> run_pb2.Run:
         groups=[group_to_wire(group) for group in config.groups],
         changes=_last_changes(state.changes),
         admission=admission_to_wire(engine.admission),
+        durability=durability_to_wire(config.durability),
+        checkpointing=checkpoints_to_wire(config.checkpoints),
     )
     message.create_time.FromNanoseconds(round(config.created_at_seconds * 1e9))
     if with_manifest:
@@ -208,6 +262,7 @@ def event(happened: Event, run_name: str) -> run_pb2.Event:
         loss=happened.loss,
         aggregation=policy_to_wire(happened.policy) if happened.policy else None,
         skipped_counts={kind.upper(): count for kind, count in happened.skipped_counts.items()},
+        checkpoint=happened.checkpoint,
     )
     message.time.FromNanoseconds(round(happened.time_seconds * 1e9))
     return message
@@ -255,6 +310,8 @@ def _state(state: RunState, run_name: str) -> run_pb2.RunState:
         rejected_counts=state.rejected_counts,
         loss=state.loss,
         waiting_for=state.waiting_for,
+        durable_step=state.durable_step,
+        storage_problem=state.storage_problem,
     )
     if state.contribution_count:
         message.round.contribution_count = state.contribution_count

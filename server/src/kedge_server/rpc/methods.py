@@ -70,14 +70,13 @@ class StreamBounds:
             self._open_count -= 1
 
 
-def service_handler(service: ServiceDescriptor, servicer: object, bounds: StreamBounds) -> grpc.GenericRpcHandler:
+def service_handler(service: ServiceDescriptor, servicer: object, guard: "Guard") -> grpc.GenericRpcHandler:
     """The handler of a service; the servicer has a method for every RPC."""
-    guard = _Guard(bounds)
     methods = {method.name: _method_handler(method, servicer, guard) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
-def _method_handler(method: MethodDescriptor, servicer: object, guard: "_Guard") -> "grpc.RpcMethodHandler[Any, Any]":
+def _method_handler(method: MethodDescriptor, servicer: object, guard: "Guard") -> "grpc.RpcMethodHandler[Any, Any]":
     behaviour = getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
     kind = method.client_streaming, method.server_streaming
     return _HANDLERS[kind](
@@ -92,11 +91,17 @@ def _parser(method: MethodDescriptor) -> Callable[[bytes], Any]:
     return lambda raw: parse_message(message_type, raw)
 
 
-class _Guard:
-    """Wraps the methods of a service, so that what they raise becomes a status and their streams are bounded."""
+class Guard:
+    """Wraps the methods of services, so that what they raise becomes a status and their streams are bounded.
 
-    def __init__(self, bounds: StreamBounds) -> None:
+    Args:
+        bounds: of the streams.
+        generation: of the server; every answer says it, before anything else.
+    """
+
+    def __init__(self, bounds: StreamBounds, generation: int) -> None:
         self._bounds = bounds
+        self._generation = (("kedge-server-generation", str(generation)),)
         self.of_kind: dict[tuple[bool, bool], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
             (False, False): self._unary,
             (False, True): self._download,
@@ -106,12 +111,14 @@ class _Guard:
 
     def _unary(self, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
         async def guarded(request: Any, context: _Context) -> Message:
+            await context.send_initial_metadata(self._generation)
             return await _answer(context, lambda: behaviour(_checked(request)))
 
         return guarded
 
     def _upload(self, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
         async def guarded(requests: AsyncIterator[Any], context: _Context) -> Message:
+            await context.send_initial_metadata(self._generation)
             begun = beginning_within(self._bounds.begin_seconds, _checked_stream(requests))
             with self._bounds.one_more() as refusal:
                 return await _answer(context, lambda: behaviour(begun), refusal)
@@ -132,7 +139,7 @@ class _Guard:
 
     async def _send(self, context: _Context, begin: Callable[[], AsyncGenerator[Answer, None]]) -> None:
         # A coroutine that writes, since a generator that yields to gRPC could not be woken from a write that is stuck.
-        outlet = Outlet(context, self._bounds.read_idle_seconds)
+        outlet = Outlet(context, self._bounds.read_idle_seconds, self._generation)
         with self._bounds.one_more() as refusal:
             await _answer(context, lambda: outlet.send_all(begin()), refusal)
 

@@ -29,8 +29,9 @@ class OptimizerServicer:
         """Takes one contribution."""
         header: pb.PushHeader = await streams.read_header(requests)
         run_name, contribution = convert.contribution_header(header)
-        result = await self._receive(requests, header, self._registry.get(run_name), contribution)
-        return pb.PushGradientsResponse(result=convert.push_result(result))
+        run = self._registry.get(run_name)
+        result = await self._receive(requests, header, run, contribution)
+        return pb.PushGradientsResponse(result=convert.push_result(result, run))
 
     async def pull_weights(self, request: pb.PullWeightsRequest) -> AsyncGenerator[Answer, None]:
         """Sends weights of one step."""
@@ -64,7 +65,7 @@ class OptimizerServicer:
         if pull is not None:
             run.require_weights(pull.weights)
         result = await self._receive(requests, header, run, contribution)
-        yield pb.ExchangeResponse(result=convert.push_result(result))
+        yield pb.ExchangeResponse(result=convert.push_result(result, run))
         if pull is None:
             return
         if result.outcome == "applied":

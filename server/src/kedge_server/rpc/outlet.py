@@ -23,9 +23,16 @@ class Outlet:
     Args:
         context: the call.
         idle_seconds: how long a message may wait for its reader.
+        metadata: what is said before all messages.
     """
 
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], idle_seconds: float) -> None:
+    def __init__(
+        self,
+        context: grpc.aio.ServicerContext[Any, Any],
+        idle_seconds: float,
+        metadata: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        self._metadata = metadata
         self._context = context
         self._idle_seconds = idle_seconds
         self._patience: asyncio.Timeout | None = None
@@ -45,7 +52,7 @@ class Outlet:
         _of_this_call.set(self)
         async with contextlib.aclosing(messages):
             # By itself, since together with a first message that is not taken it would keep a status from being sent.
-            await self._send(self._context.send_initial_metadata, ())
+            await self._send(self._context.send_initial_metadata, self._metadata)
             async for message in messages:
                 await self._send(self._context.write, message)
 

@@ -70,6 +70,7 @@ class RunServicer:
         run = self._registry.get(_run_name(request.name))
         update = convert.run_update(request)
         step = self._registry.update(run, update, request_id=convert.request_id(request))
+        await run.acknowledge()
         return run_service_pb2.UpdateRunResponse(step=step)
 
     async def tick_schedule(self, request: run_service_pb2.TickScheduleRequest) -> run_service_pb2.TickScheduleResponse:
@@ -77,11 +78,12 @@ class RunServicer:
         run = self._registry.get(_run_name(request.name))
         to = request.to_tick if request.HasField("to_tick") else None
         rate = run.tick_schedule(request.group, to, request_id=convert.request_id(request))
+        await run.acknowledge()
         return run_service_pb2.TickScheduleResponse(tick=rate.tick, learning_rate=rate.rate)
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """Deletes a run."""
-        self._registry.delete(_run_name(request.name))
+        await self._registry.delete(_run_name(request.name))
         return run_service_pb2.DeleteRunResponse()
 
     async def join_run(self, request: run_service_pb2.JoinRunRequest) -> run_service_pb2.JoinRunResponse:
@@ -93,6 +95,7 @@ class RunServicer:
             epoch=self._registry.next_epoch(),
             duration_seconds=self._registry.lease_seconds(wire.duration_from_wire(request, "lease")),
         )
+        await run.acknowledge()
         return run_service_pb2.JoinRunResponse(
             worker=f"{run.config.name}/workers/{worker_id}",
             epoch=lease.epoch,
@@ -112,7 +115,9 @@ class RunServicer:
     async def leave_run(self, request: run_service_pb2.LeaveRunRequest) -> run_service_pb2.LeaveRunResponse:
         """Ends a lease."""
         worker = names.parse_worker(request.worker)
-        self._registry.get(worker.run).leave(worker.worker_id, request.epoch)
+        run = self._registry.get(worker.run)
+        run.leave(worker.worker_id, request.epoch)
+        await run.acknowledge()
         return run_service_pb2.LeaveRunResponse()
 
     async def evict_worker(self, request: run_service_pb2.EvictWorkerRequest) -> run_service_pb2.EvictWorkerResponse:
@@ -121,6 +126,7 @@ class RunServicer:
         cause, block_seconds = convert.eviction(request)
         run = self._registry.get(worker.run)
         run.evict(worker.worker_id, cause, block_seconds, request_id=convert.request_id(request))
+        await run.acknowledge()
         return run_service_pb2.EvictWorkerResponse()
 
     async def watch_run(
@@ -128,8 +134,9 @@ class RunServicer:
     ) -> AsyncIterator[run_service_pb2.WatchRunResponse]:
         """Tells what happens to a run."""
         run = self._registry.get(_run_name(request.name))
-        reader = run.feed.reader(**convert.watch_start(request))
-        yield run_service_pb2.WatchRunResponse(last_number=reader.last_number)
+        generation = self._registry.generation
+        reader = run.feed.reader(**convert.watch_start(request, generation))
+        yield run_service_pb2.WatchRunResponse(last_number=reader.last_number, server_generation=generation)
         while True:
             events = await run.feed.next(reader)
             yield run_service_pb2.WatchRunResponse(events=[convert.event(event, run.config.name) for event in events])

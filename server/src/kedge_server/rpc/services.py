@@ -2,17 +2,20 @@
 
 import grpc
 
-from kedge.v1 import optimizer_service_pb2, run_service_pb2
+from kedge.v1 import checkpoint_service_pb2, optimizer_service_pb2, run_service_pb2
 from kedge_server.engine.registry import Registry
+from kedge_server.rpc.checkpoint_servicer import CheckpointServicer
 from kedge_server.rpc.idle import IdleStreams
-from kedge_server.rpc.methods import StreamBounds, service_handler
+from kedge_server.rpc.methods import Guard, StreamBounds, service_handler
 from kedge_server.rpc.optimizer_servicer import OptimizerServicer
 from kedge_server.rpc.run_servicer import RunServicer
 
 _RUN_SERVICE = run_service_pb2.DESCRIPTOR.services_by_name["RunService"]
 _OPTIMIZER_SERVICE = optimizer_service_pb2.DESCRIPTOR.services_by_name["OptimizerService"]
 
-NAMES: tuple[str, ...] = (_RUN_SERVICE.full_name, _OPTIMIZER_SERVICE.full_name)
+_CHECKPOINT_SERVICE = checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"]
+
+NAMES: tuple[str, ...] = (_RUN_SERVICE.full_name, _OPTIMIZER_SERVICE.full_name, _CHECKPOINT_SERVICE.full_name)
 """The full names of the services, for health checks."""
 
 
@@ -22,7 +25,10 @@ def handlers(registry: Registry, idle: IdleStreams) -> tuple[grpc.GenericRpcHand
     bounds = StreamBounds(
         limits.streams, begin_seconds=limits.upload_idle_seconds, read_idle_seconds=limits.read_idle_seconds
     )
-    return (
-        service_handler(_RUN_SERVICE, RunServicer(registry), bounds),
-        service_handler(_OPTIMIZER_SERVICE, OptimizerServicer(registry, idle), bounds),
-    )
+    servicers = {
+        _RUN_SERVICE: RunServicer(registry),
+        _OPTIMIZER_SERVICE: OptimizerServicer(registry, idle),
+        _CHECKPOINT_SERVICE: CheckpointServicer(registry),
+    }
+    guard = Guard(bounds, registry.generation)
+    return tuple(service_handler(service, servicer, guard) for service, servicer in servicers.items())

@@ -16,12 +16,14 @@ import structlog
 
 _QUEUE_LINES = 10_000
 _FLUSH_SECONDS = 1.0
+_sinks: "list[LineSink]" = []
 
 
 def configure(*, level: str, format: str) -> None:
     """Sets the process's log up. Called once, before anything logs."""
     sink = LineSink(sys.stderr)
-    atexit.register(sink.close)
+    _sinks.append(sink)
+    atexit.register(flush)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -32,6 +34,12 @@ def configure(*, level: str, format: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: sink,
     )
+
+
+def flush() -> None:
+    """Writes what was logged so far, for a process that is about to end. What is logged later is lost."""
+    while _sinks:
+        _sinks.pop().close()
 
 
 def _renderers(format: str) -> list[Any]:

@@ -14,10 +14,13 @@ from kedge.optim.controls import StepValues
 from kedge.policies import Admission, Policy
 from kedge.wire.manifest import Manifest
 from kedge_server.core.admission import Inspection
+from kedge_server.core.commits import Created, RunConfig
 from kedge_server.core.coordinator import Bounds
+from kedge_server.core.image import RunImage
 from kedge_server.core.values import MEAN, Combine, ContributionHeader, PushResult
 from kedge_server.engine.contributions import PendingContribution
-from kedge_server.engine.run import RunConfig, RunEngine
+from kedge_server.engine.durability import MemoryStore
+from kedge_server.engine.run import RunEngine
 from kedge_server.engine.snapshots import Snapshot
 from kedge_server.engine.staging import StagingPool
 
@@ -105,19 +108,19 @@ class Bench:
             manifest=MANIFEST,
             optimizer=optim.SGD(lr=1.0),
             created_at_seconds=0.0,
-            request_id="",
+            block_elements=2,
+            first_epoch=1,
         )
         self.run = RunEngine(
-            config,
+            RunImage.create(Created(config, policy, admission or Admission(), ())),
             self.writer,
             Snapshot(0, 0, (np.zeros(2, np.float32),), None),
-            policy=policy,
-            admission=admission or Admission(),
+            store=MemoryStore("runs/r"),
+            held={},
             device=InlineDevice(),
             clock=self.clock,
             bounds=Bounds(worker_limit, contribution_limit),
             kept_events=kept_events,
-            first_epoch=1,
         )
         self._epochs = itertools.count(1)
 

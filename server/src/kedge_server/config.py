@@ -38,7 +38,7 @@ class ServerSection(_Section):
     insecure: bool = False
     """Serve beyond loopback without TLS and authentication."""
     data_dir: Path | None = None
-    """Where runs are kept; unset: in memory only, so that they end with the server. One server at a time may have it."""
+    """Where runs are kept; unset: in memory only, and they end with the server. One server at a time may have it."""
     grace_seconds: float = Field(default=10.0, ge=0)
     """How long a stopping server has for its last checkpoints, and then for calls in flight."""
     max_concurrent_streams: int = Field(default=4096, ge=1)

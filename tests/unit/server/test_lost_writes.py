@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from forgetful_files import ForgetfulFiles, PowerLost
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,7 @@ actions = st.lists(
         st.tuples(st.just("end")),
         st.tuples(st.just("lose"), seeds, chances, steps),
         st.tuples(st.just("lose_soon"), st.integers(0, 30)),
+        st.tuples(st.just("lose_in_sync"), st.integers(0, 3)),
     ),
     min_size=20,
     max_size=50,
@@ -121,6 +123,10 @@ class World:
         """The power goes in the middle of what is done next."""
         self.files.steps_left = steps
 
+    def lose_in_sync(self, steps: int) -> None:
+        self.lose_soon(steps)
+        self.sync()
+
     def lose(self, seed: int, chance: float, steps: int | None = None) -> None:
         """The power goes now; and once more after so many steps, if that is in the midst of the recovery."""
         source = random.Random(seed)
@@ -160,6 +166,7 @@ class World:
         return entry.kind, entry.step, entry.time_seconds, entry.body, b"".join(map(bytes, entry.payload))
 
 
+@pytest.mark.timeout(400)  # it takes seconds; where it fails, hypothesis takes up to five minutes to make it short
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
 @given(actions, st.sampled_from([64, 512, 4096]), st.booleans(), seeds, chances)
 def test_what_was_promised_outlives_every_loss_of_power(

@@ -10,7 +10,7 @@ from engine_bench import Bench
 
 from kedge.policies import Asynchronous, BoundedStaleness, Synchronous
 from kedge.wire.errors import KedgeError
-from kedge_server.engine.run import RunUpdate
+from kedge_server.engine.run_state import RunUpdate
 from kedge_server.engine.snapshots import Snapshot
 
 

@@ -14,7 +14,8 @@ from kedge.wire.manifest import Manifest
 from kedge_server.core.plan import Plan, plan
 from kedge_server.engine.limits import Limits
 from kedge_server.engine.registry import NewRun, Registry
-from kedge_server.engine.run import RunEngine, RunUpdate
+from kedge_server.engine.run import RunEngine
+from kedge_server.engine.run_state import RunUpdate
 
 LIMITS = Limits(
     contributions_per_run=4096,
@@ -85,7 +86,7 @@ async def test_creations_of_one_name_at_once_make_one_run(registry: Registry) ->
 async def test_no_more_runs_than_allowed_and_room_again_after_a_deletion(registry: Registry) -> None:
     outcomes = await asyncio.gather(*(create(registry, new(name)) for name in "abc"), return_exceptions=True)
     assert sorted(map(reason_of, outcomes)) == ["TOO_MANY_RUNS", "created", "created"]
-    registry.delete(registry.list()[0].config.name)
+    await registry.delete(registry.list()[0].config.name)
     await create(registry, new("d"))
 
 
@@ -136,7 +137,7 @@ async def test_run_may_be_deleted_while_the_server_ends(registry: Registry) -> N
     for name in "ab":
         await create(registry, new(name))
     ending = asyncio.create_task(registry.end())
-    registry.delete("runs/a")
+    await registry.delete("runs/a")
     await ending
 
 

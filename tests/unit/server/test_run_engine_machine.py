@@ -16,7 +16,7 @@ from kedge.policies import Asynchronous, BoundedStaleness, Buffered, Policy, Syn
 from kedge.wire.errors import KedgeError
 from kedge_server.core.values import PushResult
 from kedge_server.engine.contributions import PendingContribution
-from kedge_server.engine.run import RunUpdate
+from kedge_server.engine.run_state import RunUpdate
 from kedge_server.engine.snapshots import Snapshot
 
 T = TypeVar("T")

@@ -307,15 +307,16 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             Retry.NEVER,
             InternalError,
             ("run",),
-            "An update of this run failed; its state is lost. The server's log has the cause.",
+            "An update of this run failed; its state in memory is lost. The server's log has the cause. A run that is kept "
+            "on disk is there again once the server is started anew.",
         ),
         "DURABILITY_UNAVAILABLE": Entry(
             "FAILED_PRECONDITION",
             Retry.NEVER,
             ConflictError,
             ("durability",),
-            "The run cannot be, or is not, kept on disk: start the server with --data-dir, or create the run with another "
-            "durability.",
+            "The run cannot be, or is not, kept on disk: start the server with --data-dir, or create the run with "
+            "another durability.",
         ),
         "CHECKPOINT_NOT_FOUND": Entry(
             "NOT_FOUND",

@@ -16,6 +16,7 @@ from kedge.wire.errors import KedgeError
 from kedge_server.core.rounds import staleness_limit
 from kedge_server.core.values import ContributionHeader
 
+_RETRY_AFTER_SECONDS = 0.5
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -79,6 +80,10 @@ class NormHistory:
     def most_are_outliers(self) -> bool:
         """Whether what most workers sent last was an outlier: then they all have changed."""
         return 2 * len(self._outliers) > len(self._norms)
+
+    def are_at_fault(self, rejection: Rejection) -> bool:
+        """Whether it is the run that has changed, not the worker whose gradient is rejected so."""
+        return rejection.reason == "NORM_OUTLIER" and self.most_are_outliers
 
     def limit(self, factor: float | None) -> float:
         """The greatest norm that is no outlier; infinite while too few are known to judge by."""
@@ -158,6 +163,22 @@ def check_header(header: ContributionHeader, *, manifest_digest: bytes, step: in
             f"base_step is {header.base_step}, the run is at step {step}: send the step that came with the weights",
             base_step=header.base_step,
             step=step,
+        )
+
+
+def check_room(run: str, pending_count: int, limit: int) -> None:
+    """Checks that a run does not hold too many contributions already.
+
+    Raises:
+        KedgeError: QUEUE_FULL.
+    """
+    if pending_count >= limit:
+        raise KedgeError(
+            "QUEUE_FULL",
+            f"{run} holds {pending_count} contributions, as many as limits.contributions_per_run allows: push again "
+            f"after {_RETRY_AFTER_SECONDS} s",
+            retry_after_seconds=_RETRY_AFTER_SECONDS,
+            limit=limit,
         )
 
 

@@ -99,13 +99,16 @@ class Judgement(NamedTuple):
     bad_count: int
     """The lease's, afterwards."""
 
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """Which contribution it is: worker, epoch and sequence."""
+        return self.worker_id, self.epoch, self.sequence
+
     @classmethod
     def of_held(cls, header: ContributionHeader, staleness: int) -> "Judgement":
         """That of a contribution which is held already: what it did to the lease is known."""
         return cls(
-            worker_id=header.worker_id,
-            epoch=header.epoch,
-            sequence=header.sequence,
+            *header.identity,
             base_step=header.base_step,
             example_count=header.example_count,
             loss=header.loss,

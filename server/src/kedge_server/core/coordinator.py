@@ -8,7 +8,7 @@ closed, as the next step, or refused; whatever is rejected is in none; sequences
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from kedge.policies import Admission, BoundedStaleness, Policy, Synchronous
 from kedge.wire.errors import KedgeError
@@ -17,12 +17,11 @@ from kedge_server.core import rounds
 from kedge_server.core.cohort import Cohort
 from kedge_server.core.commits import Commit, Ended, Joined, Judgement, Rejected
 from kedge_server.core.contributions import Contribution, Round
-from kedge_server.core.events import EventKind
+from kedge_server.core.events import Tell
 from kedge_server.core.image import RunImage, applied_result
 from kedge_server.core.leases import Lease, LeaseTable
+from kedge_server.core.rounds import PullGate
 from kedge_server.core.values import ContributionHeader, PushResult
-
-_RETRY_AFTER_SECONDS = 0.5
 
 
 class Bounds(NamedTuple):
@@ -32,36 +31,6 @@ class Bounds(NamedTuple):
     """Leases held at once."""
     contributions: int
     """Contributions taken and not applied yet."""
-
-
-class Tell(Protocol):
-    """Who hears of what happens."""
-
-    def __call__(
-        self,
-        kind: EventKind,
-        *,
-        worker_id: str = "",
-        epoch: int = 0,
-        reason: str = "",
-        message: str = "",
-        contribution_count: int = 0,
-        loss: float | None = None,
-        policy: Policy | None = None,
-    ) -> None:
-        """Something happened."""
-
-
-class PullGate(NamedTuple):
-    """What a pull of fast weights by a worker has to wait for."""
-
-    is_open: bool
-    min_step: int = 0
-    """The weights must be of this step at least."""
-    is_exact: bool = False
-    """They must be of exactly `min_step`."""
-    facts: rounds.PullFacts | None = None
-    bound: int = 0
 
 
 class Coordinator:
@@ -270,13 +239,8 @@ class Coordinator:
             now_seconds: the time.
             time_seconds: the same in seconds since 1970.
         """
-        copy = RunImage.of(image.state())
-        table = copy.leases.state()
-        for lease in (*table.live, *table.ended):
-            lease.joined_at_seconds, lease.expires_at_seconds = now_seconds, now_seconds + lease.duration_seconds
-            lease.ledger.replace_entries(make)
-        blocks = tuple((worker, until - time_seconds + now_seconds, cause) for worker, until, cause in table.blocks)
-        self.leases.resume(table._replace(blocks=blocks))
+        copy = image.copy_on_clock(make, now_seconds=now_seconds, time_seconds=time_seconds)
+        self.leases.resume(copy.leases.state())
         self._norms, self._cohort = copy.norms, copy.cohort
         self._cohort.formed_at_seconds = now_seconds
         self.closed_step, self.applied_count, self.loss = copy.step, copy.applied_count, copy.loss
@@ -431,14 +395,7 @@ class Coordinator:
     def _require_takeable(self, lease: Lease, header: ContributionHeader) -> None:
         self.leases.require_live(lease)
         admitting.check_header(header, manifest_digest=self._digest, step=self.closed_step)
-        if self._pending_count >= self._bounds.contributions:
-            raise KedgeError(
-                "QUEUE_FULL",
-                f"{self._run} holds {self._pending_count} contributions, as many as limits.contributions_per_run "
-                f"allows: push again after {_RETRY_AFTER_SECONDS} s",
-                retry_after_seconds=_RETRY_AFTER_SECONDS,
-                limit=self._bounds.contributions,
-            )
+        admitting.check_room(self._run, self._pending_count, self._bounds.contributions)
 
     def _record(
         self, lease: Lease, contribution: Contribution, inspection: admitting.Inspection, now_seconds: float
@@ -456,7 +413,17 @@ class Coordinator:
         lease.clock += standing.bound is not None and not standing.is_ahead
         lease.bad_count = self._bad_count_after(lease, rejection)
         self.leases.renew(lease, now_seconds)
-        contribution.judgement = _judgement(contribution, lease, inspection, rejection)
+        contribution.judgement = Judgement(
+            *header.identity,
+            base_step=header.base_step,
+            example_count=header.example_count,
+            loss=header.loss,
+            staleness=contribution.staleness,
+            norm=inspection.norm if inspection.rejection() is None else None,
+            is_outlier=rejection is not None and rejection.reason == "NORM_OUTLIER",
+            clock=lease.clock,
+            bad_count=lease.bad_count,
+        )
         if rejection is not None:
             self._reject(contribution, rejection)
             if rejection.is_for_values:
@@ -494,7 +461,7 @@ class Coordinator:
         self._round.note_unfit(lease.worker_id)
         if len(self._round.unfit_worker_ids) > self._bounds.workers:
             self._round.forget_unfit_but(self._round.worker_ids | self.leases.by_worker.keys())
-        if self._is_common(rejection):
+        if self._norms.are_at_fault(rejection):
             return
         if self.admission.quarantine_after is None or lease.bad_count < self.admission.quarantine_after:
             return
@@ -504,11 +471,7 @@ class Coordinator:
     def _bad_count_after(self, lease: Lease, rejection: admitting.Rejection | None) -> int:
         if rejection is None:
             return 0
-        return lease.bad_count + (rejection.is_for_values and not self._is_common(rejection))
-
-    def _is_common(self, rejection: admitting.Rejection) -> bool:
-        """Whether it is the run that has changed, not this worker."""
-        return rejection.reason == "NORM_OUTLIER" and self._norms.most_are_outliers
+        return lease.bad_count + (rejection.is_for_values and not self._norms.are_at_fault(rejection))
 
     def _end_round(self, decision: rounds.Decision) -> None:
         unfit_count = self._unfit_count()
@@ -532,25 +495,3 @@ class Coordinator:
         self._pending_count -= len(ended.contributions)
         for contribution in ended.contributions:
             self._reject(contribution, admitting.Rejection(reason, message))
-
-
-def _judgement(
-    contribution: Contribution,
-    lease: Lease,
-    inspection: admitting.Inspection,
-    rejection: admitting.Rejection | None,
-) -> Judgement:
-    header = contribution.header
-    return Judgement(
-        worker_id=header.worker_id,
-        epoch=header.epoch,
-        sequence=header.sequence,
-        base_step=header.base_step,
-        example_count=header.example_count,
-        loss=header.loss,
-        staleness=contribution.staleness,
-        norm=inspection.norm if inspection.rejection() is None else None,
-        is_outlier=rejection is not None and rejection.reason == "NORM_OUTLIER",
-        clock=lease.clock,
-        bad_count=lease.bad_count,
-    )

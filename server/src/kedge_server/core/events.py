@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from itertools import islice
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from kedge.policies import Policy
 
@@ -47,6 +47,24 @@ class Event(NamedTuple):
     skipped_counts: Mapping[str, int] = MappingProxyType({})
     checkpoint: str = ""
     """Its name."""
+
+
+class Tell(Protocol):
+    """Who hears of what happens."""
+
+    def __call__(
+        self,
+        kind: EventKind,
+        *,
+        worker_id: str = "",
+        epoch: int = 0,
+        reason: str = "",
+        message: str = "",
+        contribution_count: int = 0,
+        loss: float | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """Something happened."""
 
 
 class EventLog:

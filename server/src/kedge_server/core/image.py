@@ -8,6 +8,7 @@ Times are seconds since 1970, since they outlive the server: whoever goes on fro
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from kedge.optim.controls import Controls, RateState
@@ -233,7 +234,7 @@ class RunImage:
         self.leases.count_rejected(rejected.judgement.worker_id, rejected.judgement.epoch)
 
     def _record(self, judgement: Judgement, result: PushResult | None) -> None:
-        key = judgement.worker_id, judgement.epoch, judgement.sequence
+        key = judgement.identity
         known = self.held.pop(key, None)
         if known is not None:
             known.result = result
@@ -309,6 +310,25 @@ class RunImage:
         image.updates, image.ticks = Answers(state.updates), Answers(state.ticks)
         image.evictions, image.restores = Answers(state.evictions), Answers(state.restores)
         return image
+
+    def copy_on_clock(
+        self, make: Callable[[Contribution], Contribution], *, now_seconds: float, time_seconds: float
+    ) -> "RunImage":
+        """The same on a clock of its own, with all live leases renewed.
+
+        Args:
+            make: what is to be kept of a contribution.
+            now_seconds: the time of that clock.
+            time_seconds: the same moment in seconds since 1970.
+        """
+        copy = RunImage.of(self.state())
+        table = copy.leases.state()
+        for lease in (*table.live, *table.ended):
+            lease.joined_at_seconds, lease.expires_at_seconds = now_seconds, now_seconds + lease.duration_seconds
+            lease.ledger.replace_entries(make)
+        blocks = tuple((worker, until - time_seconds + now_seconds, cause) for worker, until, cause in table.blocks)
+        copy.leases.resume(table._replace(blocks=blocks))
+        return copy
 
     def _held_of(self, keys: tuple[HeldKey, ...]) -> dict[HeldKey, Contribution]:
         held: dict[HeldKey, Contribution] = {}

@@ -89,6 +89,18 @@ class PullFacts(NamedTuple):
     """Of the live workers."""
 
 
+class PullGate(NamedTuple):
+    """What a pull of fast weights by a worker has to wait for."""
+
+    is_open: bool
+    min_step: int = 0
+    """The weights must be of this step at least."""
+    is_exact: bool = False
+    """They must be of exactly `min_step`."""
+    facts: PullFacts | None = None
+    bound: int = 0
+
+
 def may_pull(facts: PullFacts, policy: Policy) -> tuple[bool, str]:
     """Whether a worker may have fast weights now, and why (not)."""
     if not isinstance(policy, BoundedStaleness):

@@ -135,17 +135,16 @@ class Program:
         return self.apply_parts(blocks, self.parts(gradients, factors, combine), step=step, values=values)
 
     def parts(self, gradients: Sequence[np.ndarray], factors: Sequence[float], combine: Combine) -> Iterator[Parts]:
-        """What each block's gradient is summed from, block by block, so that no combination is held for longer than it
-        is needed.
-        """
+        """What each block's gradient is summed from, one by one: no combination is held longer than it is needed."""
         assert len(gradients) == len(factors) >= combine.required_count
         return self._parts(gradients, tuple(np.float32(factor) for factor in factors), combine)
 
     def combined(
         self, gradients: Sequence[np.ndarray], factors: Sequence[float], combine: Combine
     ) -> tuple[list[Parts], list[np.ndarray]]:
-        """The gradient of a round as one, for `apply_parts`, and the same on the host, without what is beyond the
-        blocks' sizes: applied as a single contribution of factor 1 it gives the same bits.
+        """The gradient of a round as one, for `apply_parts`, and the same on the host, for the journal.
+
+        The latter ends with the blocks' sizes, and gives the same bits as a single contribution of factor 1.
         """
         sums = [
             part if len(part.gradients) == 1 and part.factors[0] == 1 else Parts((_summed(*part),), (np.float32(1),))

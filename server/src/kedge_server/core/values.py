@@ -31,6 +31,11 @@ class ContributionHeader:
     example_count: int
     loss: float | None
 
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """Which contribution it is: worker, epoch and sequence."""
+        return self.worker_id, self.epoch, self.sequence
+
 
 class Combine(NamedTuple):
     """How a round's contributions are combined."""

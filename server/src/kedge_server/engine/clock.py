@@ -29,3 +29,31 @@ class LoopClock:
         """Calls back on the loop at a moment; returns what cancels it."""
         delay = max(0.0, at_seconds - self.now())
         return asyncio.get_running_loop().call_later(delay, callback).cancel
+
+
+class Alarm:
+    """Calls back at a moment that may be moved.
+
+    Args:
+        clock: the time.
+        callback: what it calls.
+    """
+
+    def __init__(self, clock: Clock, callback: Callable[[], None]) -> None:
+        self._clock = clock
+        self._callback = callback
+        self._at_seconds: float | None = None
+        self._cancel: Callable[[], None] = lambda: None
+
+    def set(self, at_seconds: float | None) -> None:
+        """Moves it; None: it does not call."""
+        if at_seconds == self._at_seconds:
+            return
+        self._cancel()
+        self._at_seconds, self._cancel = at_seconds, lambda: None
+        if at_seconds is not None:
+            self._cancel = self._clock.call_at(at_seconds, self._ring)
+
+    def _ring(self) -> None:
+        self._at_seconds = None
+        self._callback()

@@ -1,8 +1,12 @@
 """A contribution in the engine: its gradient in a staging buffer, and those who wait for its result."""
 
 import asyncio
+from collections.abc import Iterable, Mapping
 
+from kedge.wire.errors import KedgeError
+from kedge_server.core.commits import Judgement
 from kedge_server.core.contributions import Contribution
+from kedge_server.core.image import HeldKey
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.staging import StagingBuffer
 
@@ -92,3 +96,40 @@ def pending(contribution: Contribution) -> PendingContribution:
     """A contribution that came into the coordinator through the engine, as what it is."""
     assert isinstance(contribution, PendingContribution), "the coordinator has what came through the engine"
     return contribution
+
+
+def made_of(held: Mapping[HeldKey, StagingBuffer], contribution: Contribution) -> Contribution:
+    """What the engine keeps of a contribution of an earlier server.
+
+    Args:
+        held: the gradients of those that are held.
+        contribution: as the image has it.
+    """
+    header = contribution.header
+    if contribution.result is not None:
+        return PendingContribution.settled(contribution)
+    made = PendingContribution(header, held[header.identity])
+    made.staleness, made.is_kept = contribution.staleness, True
+    made.judgement = Judgement.of_held(header, contribution.staleness)
+    return made
+
+
+def fail_all(contributions: Iterable[Contribution], error: KedgeError) -> None:
+    """Gives everyone who waits for one of these an error."""
+    for contribution in contributions:
+        pending(contribution).fail(error)
+
+
+def kept(contributions: Iterable[Contribution]) -> list[PendingContribution]:
+    """Those of them that storage has, or will have."""
+    return [contribution for contribution in map(pending, contributions) if contribution.is_kept]
+
+
+def run_failed(run: str, error: BaseException) -> KedgeError:
+    """What is said of the contributions of a run that an update has ended."""
+    return KedgeError(
+        "RUN_FAILED",
+        f"an update of {run} failed ({type(error).__name__}); its state in memory is lost: start the server anew if "
+        "the run is kept on disk; else pull the weights of its last step, and create it anew",
+        run=run,
+    )

@@ -74,6 +74,9 @@ class RunStore(Protocol):
     def checkpoints(self) -> list[CheckpointInfo]:
         """Those that are complete, newest first."""
 
+    def checkpoint_name(self, checkpoint_id: str) -> str:
+        """runs/{run}/checkpoints/{checkpoint}."""
+
     async def load(self, checkpoint_id: str) -> Restorable:
         """Reads a checkpoint.
 
@@ -182,6 +185,10 @@ class MemoryStore:
     def checkpoints(self) -> list[CheckpointInfo]:
         """None."""
         return []
+
+    def checkpoint_name(self, checkpoint_id: str) -> str:
+        """There is none."""
+        return f"{self._run}/checkpoints/{checkpoint_id}"
 
     async def load(self, checkpoint_id: str) -> Restorable:
         """Refuses."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from kedge.wire.errors import KedgeError
-from kedge_server.core.coordinator import PullGate
+from kedge_server.core.rounds import PullGate
 from kedge_server.engine.clock import Clock
 from kedge_server.engine.snapshots import Snapshot
 from kedge_server.engine.waiting import within

@@ -27,7 +27,8 @@ from kedge_server.engine.device import DeviceThread, Writer, default_block_eleme
 from kedge_server.engine.durability import FoundRun, MemoryStore, RunStore, Storage
 from kedge_server.engine.limits import Limits
 from kedge_server.engine.recovery import recover, writer_of
-from kedge_server.engine.run import RunEngine, RunUpdate
+from kedge_server.engine.run import RunEngine
+from kedge_server.engine.run_state import RunUpdate
 from kedge_server.engine.snapshots import Snapshot
 from kedge_server.engine.staging import StagingAccount, StagingBuffer, StagingPool
 
@@ -333,18 +334,18 @@ class Registry:
             run.checkpoint_if_due()
 
     async def end(self) -> None:
-        """Takes nothing more, applies the rounds that are closed, and ends every run. Snapshots can still be read."""
+        """Takes nothing more, and ends every run. Snapshots can still be read."""
         self._is_ending = True
         if self._creating:
             await asyncio.wait(self._creating.values())
-        runs = list(self._runs.values())
-        for run in runs:
+        for run in self._runs.values():
             run.end(_draining())
-        for run in runs:
-            await run.drain()
 
     async def store_all(self, *, hurry: bool) -> None:
-        """Lets storage finish, with a last checkpoint of each run unless it hurries. Only after `end`."""
+        """Applies the rounds that are closed and lets storage finish, with a last checkpoint of each run. After `end`.
+
+        In a hurry it does neither: what was acknowledged is stored in any case.
+        """
         await asyncio.gather(*(run.close(hurry=hurry) for run in self._runs.values()))
         if self._storage is not None:
             await self._storage.close()

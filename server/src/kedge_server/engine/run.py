@@ -7,71 +7,40 @@ is never behind the second; every contribution in a closed round gets its result
 durable as the run's level asks for.
 """
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import structlog
 
-from kedge.optim.controls import Change, RateState, RecordedChange
+from kedge.optim.controls import RateState
 from kedge.policies import Admission, Policy
 from kedge.wire.errors import KedgeError
 from kedge_server.core.admission import Inspection
 from kedge_server.core.answers import Answers
-from kedge_server.core.commits import Commit, Held, Judgement, Restored, Ticked, Updated
-from kedge_server.core.contributions import Contribution, Round
+from kedge_server.core.commits import Commit, Restored, Ticked, Updated
+from kedge_server.core.contributions import Round
 from kedge_server.core.coordinator import Bounds, Coordinator
 from kedge_server.core.image import HeldKey, RunImage
 from kedge_server.core.leases import Lease
-from kedge_server.core.stored import Arrays, Capture, CheckpointInfo
+from kedge_server.core.stored import Arrays, CheckpointInfo
 from kedge_server.core.values import ContributionHeader, PushResult
-from kedge_server.engine.clock import Clock
-from kedge_server.engine.contributions import PendingContribution, pending
+from kedge_server.engine.checkpointer import Checkpointer
+from kedge_server.engine.clock import Alarm, Clock
+from kedge_server.engine.contributions import PendingContribution, fail_all, kept, made_of, pending, run_failed
 from kedge_server.engine.device import DeviceThread, Writer
 from kedge_server.engine.durability import RunStore
 from kedge_server.engine.feed import Feed
+from kedge_server.engine.outcomes import Outcomes
 from kedge_server.engine.pipeline import Pipeline
 from kedge_server.engine.publication import OPEN, Publication
+from kedge_server.engine.run_state import RunState, RunUpdate
 from kedge_server.engine.snapshots import Snapshot, Weights
 from kedge_server.engine.staging import StagingBuffer
 from kedge_server.engine.tuning import Tuning
-from kedge_server.engine.waiting import within
 
 _log = structlog.get_logger("kedge.run")
-
-
-class RunUpdate(NamedTuple):
-    """What changes of a live run. What is None stays."""
-
-    group: str = ""
-    hyperparameters: Change | None = None
-    """Those of the group."""
-    policy: Policy | None = None
-    admission: Admission | None = None
-
-
-class RunState(NamedTuple):
-    """Where a run stands."""
-
-    step: int
-    lookahead_sync_count: int
-    learning_rate: float
-    leases: list[Lease]
-    lease_remaining_seconds: list[float]
-    contribution_count: int
-    """Contributions held in the open round."""
-    required_count: int
-    applied_count: int
-    rejected_counts: dict[str, int]
-    loss: float | None
-    changes: tuple[RecordedChange, ...]
-    """Those of the hyperparameters that were made by hand."""
-    waiting_for: str
-    durable_step: int
-    storage_problem: str
 
 
 class RunEngine:
@@ -118,24 +87,26 @@ class RunEngine:
             commit=self._commit,
         )
         self._pipeline = Pipeline(writer, device, store, on_applied=self._on_applied, on_failed=self._on_failed)
+        self._checkpointer = Checkpointer(
+            store, self._pipeline, self.feed, applied_step=lambda: self.snapshot.step, gradients=self._gradients
+        )
+        self._outcomes = Outcomes(self._coordinator, store, clock)
         self._tuning = Tuning(config.name, image.controls)
         self._updates = Answers(image.updates.state())
         self._ticks = Answers(image.ticks.state())
         self._evictions = Answers(image.evictions.state())
         self._restores = Answers(image.restores.state())
         self._is_going_back = False
-        self._checkpointing: asyncio.Task[None] | None = None
         self._kept_at_end: list[PendingContribution] = []
         self._gate: object = None
         self._end: KedgeError | None = None
-        self._timer_at_seconds: float | None = None
-        self._cancel_timer: Callable[[], None] = lambda: None
+        self._alarm = Alarm(clock, self._on_timer)
         self._resume(image, held)
 
     def _resume(self, image: RunImage, held: Mapping[HeldKey, StagingBuffer]) -> None:
         self._coordinator.resume(
             image,
-            make=partial(_made_of, held),
+            make=partial(made_of, held),
             now_seconds=self._clock.now(),
             time_seconds=time.time(),
         )
@@ -293,51 +264,8 @@ class RunEngine:
         return pending(taken)
 
     async def result(self, contribution: PendingContribution, wait_seconds: float | None) -> PushResult:
-        """What became of a contribution, after waiting so long for its round to close; None waits without end.
-
-        Raises:
-            KedgeError: STORAGE_FULL or STORAGE_UNAVAILABLE: it is recorded, but that cannot be acknowledged now.
-        """
-        if contribution.result is not None:
-            if contribution.result.outcome != "applied":
-                await self._store.acknowledge()
-            return contribution.result
-        is_buffered = self._coordinator.decide(self._clock.now()).reason == "BUFFERED"
-        if contribution.is_held:
-            await within(contribution.closed, 0 if is_buffered else wait_seconds)
-        if contribution.is_held and self._end is None:
-            deferred = self._deferred(contribution)
-            self._keep(contribution)
-            await self._store.acknowledge()
-            return deferred
-        outcome = contribution.outcome
-        await self._store.until(outcome)
-        return outcome.result()
-
-    def _keep(self, contribution: PendingContribution) -> None:
-        """Has a contribution stored by itself, because its worker is told that it is held and need not come again."""
-        if not contribution.is_kept:
-            contribution.is_kept = True
-            assert contribution.judgement is not None, "what is held was judged"
-            self._store.commit(Held(contribution.judgement), [contribution.gradient.array])
-
-    def _deferred(self, contribution: PendingContribution) -> PushResult:
-        """What is said of a contribution whose round is open.
-
-        Raises:
-            KedgeError: WORKER_EVICTED, to a worker that is not to wait for it any more.
-        """
-        header = contribution.header
-        self._coordinator.require_not_evicted(header.worker_id, header.epoch)
-        decision = self._coordinator.decide(self._clock.now())
-        return PushResult(
-            header.sequence,
-            "deferred",
-            decision.reason,
-            f"the contribution is held in a round that is still open; {decision.required_count} contributions close it",
-            self._coordinator.closed_step,
-            contribution.staleness,
-        )
+        """What became of a contribution; see `Outcomes.result`."""
+        return await self._outcomes.result(contribution, wait_seconds)
 
     # Reading
 
@@ -418,15 +346,12 @@ class RunEngine:
             KedgeError: DURABILITY_UNAVAILABLE, STORAGE_FULL or STORAGE_UNAVAILABLE.
         """
         self._require_alive()
-        newest = next(iter(self._store.checkpoints()), None)
-        if not metrics and newest is not None and newest.step == self.snapshot.step:
-            return newest
-        return await self._checkpoint(metrics)
+        return await self._checkpointer.take(metrics)
 
     def checkpoint_if_due(self) -> None:
         """Begins to take a checkpoint if it is time for one."""
-        if self._checkpointing is None and self._end is None and self._store.checkpoint_is_due():
-            self._checkpointing = asyncio.create_task(self._checkpoint_when_due())
+        if self._end is None:
+            self._checkpointer.take_if_due()
 
     async def restore(self, checkpoint_id: str, *, request_id: str) -> int:
         """Goes on from a checkpoint, once for each request: every lease ends, and the open round is refused.
@@ -463,39 +388,15 @@ class RunEngine:
             lambda: lambda writer: writer.go_back(arrays, controls.values(), step=image.step)
         )
         self._publication.publish(snapshot)
-        self.feed.tell("restored", checkpoint=f"{self.config.name}/checkpoints/{checkpoint_id}")
+        self.feed.tell("restored", checkpoint=self._store.checkpoint_name(checkpoint_id))
         self._follow()
         return image.step
 
-    async def _checkpoint(self, metrics: Mapping[str, float]) -> CheckpointInfo:
-        info = await self._store.save(self._capture, metrics)
-        self.feed.tell("checkpoint", checkpoint=f"{self.config.name}/checkpoints/{info.checkpoint_id}")
-        return info
-
-    async def _checkpoint_when_due(self) -> None:
-        try:
-            await self._checkpoint({})
-        except KedgeError as error:
-            _log.warning("checkpoint failed; it is tried again", run=self.config.name, cause=error.message)
-        finally:
-            self._checkpointing = None
-
-    async def _capture(self) -> Capture:
-        return await self._pipeline.do(self._begin_capture)
-
-    def _begin_capture(self) -> Callable[[Writer], Capture]:
-        image = self._store.image_state()
+    def _gradients(self, held: Iterable[HeldKey]) -> dict[HeldKey, np.ndarray]:
+        """The gradients of contributions that are held."""
         leases = self._coordinator.leases
-        gradients: dict[HeldKey, np.ndarray] = {}
-        for worker_id, epoch, sequence in image.held:
-            contribution = leases.find(worker_id, epoch).ledger.find(sequence)
-            assert contribution is not None, "what is held is in its ledger"
-            gradients[worker_id, epoch, sequence] = pending(contribution).gradient.array
-
-        def capture(writer: Writer) -> Capture:
-            return Capture(image, writer.capture(), {key: array.copy() for key, array in gradients.items()})
-
-        return capture
+        entries = {key: leases.find(*key[:2]).ledger.find(key[2]) for key in held}
+        return {key: pending(entry).gradient.array for key, entry in entries.items() if entry is not None}
 
     # The end
 
@@ -504,10 +405,10 @@ class RunEngine:
         if self._end is not None:
             return
         self._end = error
-        self._cancel_timer()
+        self._alarm.set(None)
         # Storage may be reading these, and a last checkpoint will.
-        self._kept_at_end = [held for held in map(pending, self._coordinator.held) if held.is_kept]
-        _fail(self._coordinator.held, error)
+        self._kept_at_end += kept(self._coordinator.held)
+        fail_all(self._coordinator.held, error)
         self._publication.end(error)
         self.feed.end(error)
 
@@ -516,10 +417,10 @@ class RunEngine:
         await self._pipeline.drain()
 
     async def close(self, *, hurry: bool) -> None:
-        """Lets storage finish, with a last checkpoint unless it hurries. Only after `end`."""
-        await self._pipeline.drain()
-        if not hurry and self._store.level != "memory" and self._store.problem is None:
-            await self._checkpoint_at_end()
+        """Applies what is closed, and lets storage finish, with a last checkpoint; in a hurry neither. After `end`."""
+        if not hurry:
+            await self.drain()
+        await self._checkpointer.finish(hurry=hurry)
         await self._store.close(hurry=hurry)
         self._release_kept()
 
@@ -527,15 +428,6 @@ class RunEngine:
         """Deletes what is stored of it. Only after `end`."""
         await self._store.delete()
         self._release_kept()
-
-    async def _checkpoint_at_end(self) -> None:
-        newest = next(iter(self._store.checkpoints()), None)
-        if newest is not None and newest.step == self.snapshot.step:
-            return
-        try:
-            await self._store.save(self._capture, {})
-        except KedgeError as error:
-            _log.warning("no checkpoint at the end", run=self.config.name, cause=error.message)
 
     def _release_kept(self) -> None:
         for contribution in self._kept_at_end:
@@ -567,18 +459,9 @@ class RunEngine:
         for closed in self._coordinator.take_closed():
             self._pipeline.add(closed, self._tuning.next_step(*closed.loss()))
         self._look_at_gates()
-        if self._timer_at_seconds != self._coordinator.due_at_seconds:
-            self._set_timer(self._coordinator.due_at_seconds)
-
-    def _set_timer(self, at_seconds: float | None) -> None:
-        self._cancel_timer()
-        self._timer_at_seconds = at_seconds
-        self._cancel_timer = lambda: None
-        if at_seconds is not None:
-            self._cancel_timer = self._clock.call_at(at_seconds, self._on_timer)
+        self._alarm.set(self._coordinator.due_at_seconds)
 
     def _on_timer(self) -> None:
-        self._timer_at_seconds = None
         self._coordinator.advance(self._clock.now())
         self._follow()
 
@@ -606,32 +489,9 @@ class RunEngine:
     def _on_failed(self, rounds: Sequence[Round], error: BaseException) -> None:
         if self._end is None:
             _log.error("update failed", run=self.config.name, step=self.snapshot.step + 1, exc_info=error)
-        failure = _run_failed(self.config.name, error)
-        for closed in rounds:
-            _fail(closed.contributions, failure)
+        failure = run_failed(self.config.name, error)
+        contributions = [contribution for closed in rounds for contribution in closed.contributions]
+        self._kept_at_end += kept(contributions)
+        fail_all(contributions, failure)
+        self._checkpointer.stop()
         self.end(failure)
-
-
-def _made_of(held: Mapping[HeldKey, StagingBuffer], contribution: Contribution) -> Contribution:
-    """What the engine keeps of a contribution of an earlier server."""
-    header = contribution.header
-    if contribution.result is not None:
-        return PendingContribution.settled(contribution)
-    made = PendingContribution(header, held[header.worker_id, header.epoch, header.sequence])
-    made.staleness, made.is_kept = contribution.staleness, True
-    made.judgement = Judgement.of_held(header, contribution.staleness)
-    return made
-
-
-def _fail(contributions: Iterable[Contribution], error: KedgeError) -> None:
-    for contribution in contributions:
-        pending(contribution).fail(error)
-
-
-def _run_failed(run: str, error: BaseException) -> KedgeError:
-    return KedgeError(
-        "RUN_FAILED",
-        f"an update of {run} failed ({type(error).__name__}); its optimizer state is lost: "
-        "pull the weights of its last step, and create it anew",
-        run=run,
-    )

@@ -27,7 +27,8 @@ from kedge_server.core.leases import Lease
 from kedge_server.core.stored import CheckpointInfo
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.registry import NewRun
-from kedge_server.engine.run import RunEngine, RunState, RunUpdate
+from kedge_server.engine.run import RunEngine
+from kedge_server.engine.run_state import RunState, RunUpdate
 from kedge_server.engine.snapshots import Snapshot, Weights
 
 # A run is described in one message of at most 4 MiB, with what its workers add.

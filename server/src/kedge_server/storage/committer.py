@@ -71,6 +71,7 @@ class Committer:
         self._on_sync_failed = on_sync_failed
         self._tickets: deque[Ticket] = deque()
         self._changed = asyncio.Event()
+        self._troubled = asyncio.Event()
         self._using_journal = asyncio.Lock()
         self._working: asyncio.Task[None] | None = None
         self._unsynced_since: float | None = None
@@ -92,8 +93,13 @@ class Committer:
         self._go_on()
 
     async def written(self, ticket: Ticket) -> None:
-        """Waits until a commit is written, as long as it takes."""
+        """Waits until a commit is written, as long as it takes.
+
+        Raises:
+            KedgeError: SERVER_DRAINING after `close`: it never will be.
+        """
         while not ticket.is_written:
+            self._require_open()
             await self._changed.wait()
 
     async def acknowledge(self) -> None:
@@ -105,6 +111,7 @@ class Committer:
         last = self._tickets[-1] if self._tickets else None
         while last is not None and not last.is_written:
             self._require_no_problem()
+            self._require_open()
             await self._changed.wait()
 
     async def until(self, result: "asyncio.Future[Any]") -> None:
@@ -115,11 +122,15 @@ class Committer:
         """
         while not result.done():
             self._require_no_problem()
-            changed = asyncio.ensure_future(self._changed.wait())
+            troubled = asyncio.ensure_future(self._troubled.wait())
             try:
-                await asyncio.wait([result, changed], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([result, troubled], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                changed.cancel()
+                troubled.cancel()
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise KedgeError("SERVER_DRAINING", "the run was closed before this was stored")
 
     def _require_no_problem(self) -> None:
         if self.problem is not None:
@@ -144,6 +155,7 @@ class Committer:
         while self._working is not None and self.problem is None and not (hurry and not self._ready()):
             await self._changed.wait()
         self._is_closed = True
+        self._wake()
         if self._working is not None:
             self._working.cancel()
             await asyncio.wait([self._working])
@@ -199,6 +211,7 @@ class Committer:
         if self.problem is not None:
             _log.warning("storing goes on", run=self.image.config.name)
             self.problem = None
+            self._troubled.clear()
         self._note(batch)
         self._sync_later()
 
@@ -234,6 +247,7 @@ class Committer:
                 "nothing can be stored; it is tried again", run=self.image.config.name, cause=cause, exc_info=is_defect
             )
         self.problem = as_kedge_error(error, self.image.config.name)
+        self._troubled.set()
         self._wake()
 
     def _wake(self) -> None:

@@ -127,9 +127,9 @@ class Recovery:
             return None
         if journal.first_index > 1 or journal.next_index == 1:
             raise StorageError(
-                f"{self.name} cannot be recovered: none of its checkpoints is intact, and its journal begins with record "
-                f"{journal.first_index}; {'; '.join(self.problems)}; bring one of them back from a copy, or move the "
-                f"directory {self._journal_directory.parent} away to start without this run"
+                f"{self.name} cannot be recovered: none of its checkpoints is intact, and its journal begins with "
+                f"record {journal.first_index}; {'; '.join(self.problems)}; bring one of them back from a copy, or "
+                f"move the directory {self._journal_directory.parent} away to start without this run"
             )
         record = next(journal.records(1))
         created = decode(record.body)

@@ -191,13 +191,17 @@ class StoredRun:
         """Those that are complete, newest first."""
         return self._store.list()
 
+    def checkpoint_name(self, checkpoint_id: str) -> str:
+        """runs/{run}/checkpoints/{checkpoint}."""
+        return f"{self._run}/checkpoints/{checkpoint_id}"
+
     async def load(self, checkpoint_id: str) -> Restorable:
         """Reads a checkpoint.
 
         Raises:
             KedgeError: CHECKPOINT_NOT_FOUND or CHECKPOINT_DAMAGED.
         """
-        name = f"{self._run}/checkpoints/{checkpoint_id}"
+        name = self.checkpoint_name(checkpoint_id)
         try:
             restorable = await self._on_thread(load, self._store, checkpoint_id)
         except CheckpointMissing as error:

@@ -21,6 +21,7 @@ from layouts import LAYOUTS, Layout, parameter_count
 
 import kedge
 from kedge import optim
+from kedge.policies import Durability
 
 _SERVER = Path(sys.executable).with_name("kedge-server")
 
@@ -33,6 +34,7 @@ class Plan(NamedTuple):
     wire_dtype: str
     step_count: int
     warmup_count: int
+    durability: Durability = "memory"
 
 
 class Timing(NamedTuple):
@@ -46,10 +48,10 @@ class Timing(NamedTuple):
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
+def server(*arguments: str) -> Iterator[str]:
     """A server process on a free port; its address."""
     process = subprocess.Popen(
-        [_SERVER, "serve", "--listen", "127.0.0.1:0"],
+        [_SERVER, "serve", "--listen", "127.0.0.1:0", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"KEDGE_LOG__LEVEL": "warning"},
@@ -71,6 +73,7 @@ def measure(address: str, plan: Plan) -> Timing:
             params={name: np.zeros(shape, np.float32) for name, shape in LAYOUTS[plan.layout]()},
             optimizer=optim.AdaBelief(lr=1e-3),
             aggregation=kedge.Synchronous(quorum=plan.worker_count),
+            durability=plan.durability,
         )
         try:
             return Timing(_run_workers(address, name, plan))

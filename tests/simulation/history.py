@@ -1,6 +1,7 @@
 """What has happened to a run, and what must hold of it whatever the policy: looked at after every event."""
 
 from collections import Counter
+from collections.abc import Mapping
 from random import Random
 
 from kedge.policies import BoundedStaleness, Buffered, Synchronous
@@ -8,7 +9,7 @@ from kedge_server.core.contributions import Contribution, Round
 from kedge_server.core.coordinator import Coordinator
 from kedge_server.core.events import Event, EventLog
 from kedge_server.core.leases import Lease
-from kedge_server.core.values import ContributionHeader
+from kedge_server.core.values import ContributionHeader, PushResult
 
 from .model import Gradient, is_cohort
 
@@ -20,9 +21,17 @@ class SimulatedContribution(Contribution):
         super().__init__(header)
         self.gradient = gradient
 
+        self.is_kept = False
+        """Whether it is written by itself, or will be, since its worker is told that it is held."""
+
     @property
     def key(self) -> tuple[str, int, int]:
-        return self.header.worker_id, self.header.epoch, self.header.sequence
+        return key_of(self)
+
+
+def key_of(contribution: Contribution) -> tuple[str, int, int]:
+    header = contribution.header
+    return header.worker_id, header.epoch, header.sequence
 
 
 def gradient_of(contribution: Contribution) -> Gradient:
@@ -35,22 +44,58 @@ class Rounds:
 
     def __init__(self) -> None:
         self.closed: list[Round] = []
+        self.last_step = 0
         self.step_of: dict[int, int] = {}
         """By the value of the contribution."""
         self._keys: set[tuple[str, int, int]] = set()
 
     def add(self, closed: Round) -> None:
+        assert closed.step == self.last_step + 1, "steps are numbered without a gap"
+        self.last_step = closed.step
         self.closed.append(closed)
-        assert closed.step == len(self.closed), "steps are numbered without a gap"
         for contribution in closed.contributions:
-            header, value = contribution.header, gradient_of(contribution).value
-            key = (header.worker_id, header.epoch, header.sequence)
+            key, value = key_of(contribution), gradient_of(contribution).value
             assert value not in self.step_of, f"{key} is in steps {self.step_of[value]} and {closed.step}"
             assert key not in self._keys, f"a sequence is in two rounds: {key}"
             assert contribution.result is None, f"{key} had a result before its round closed: {contribution.result}"
             self._keys.add(key)
             self.step_of[value] = closed.step
         _check_round(closed)
+
+    def forget_after(self, count: int, step: int) -> None:
+        """The server was killed: only so many were written, and the last of them made this step."""
+        for closed in self.closed[count:]:
+            for contribution in closed.contributions:
+                self._keys.remove(key_of(contribution))
+                del self.step_of[gradient_of(contribution).value]
+        del self.closed[count:]
+        self.last_step = step
+
+
+class Answers:
+    """What workers were told of their contributions, by whichever server: it is never taken back."""
+
+    def __init__(self) -> None:
+        self._results: dict[tuple[str, int, int], PushResult] = {}
+        self._held: set[tuple[str, int, int]] = set()
+
+    def gave(self, contribution: Contribution) -> None:
+        """A worker is told the result."""
+        assert contribution.result is not None
+        known = self._results.setdefault(key_of(contribution), contribution.result)
+        assert known == contribution.result, f"it was {known}, and now it is {contribution.result}"
+
+    def deferred(self, contribution: Contribution) -> None:
+        """A worker is told that its contribution is held: it may never come again."""
+        self._held.add(key_of(contribution))
+
+    def check(self, fates: dict[tuple[str, int, int], str]) -> None:
+        """Whether the run still knows all of them."""
+        for key in self._held:
+            assert key in fates, f"{key} was held, and is lost"
+        for key, result in self._results.items():
+            fate = f"step {result.step}" if result.outcome == "applied" else result.reason
+            assert fates.get(key) == fate, f"{key} was said to be {fate}, and is {fates.get(key)}"
 
 
 def _check_round(closed: Round) -> None:
@@ -70,9 +115,9 @@ def _check_round(closed: Round) -> None:
 class Told:
     """The events, as the run's log keeps them, and what they say of its members."""
 
-    def __init__(self, random: Random) -> None:
-        self.applied_step = 0
-        self.members: dict[str, int] = {}
+    def __init__(self, random: Random, members: Mapping[str, int], applied_step: int) -> None:
+        self.applied_step = applied_step
+        self.members = dict(members)
         self.counts: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.times_empty = 0
@@ -107,6 +152,8 @@ class Told:
             else:
                 assert event.number == self._next_number, "a watcher missed an event"
                 self._seen[event.kind] += 1
+            if event.kind == "restored":
+                self._last_seen_step = 0
             assert event.step >= self._last_seen_step, "the step of an event fell"
             self._next_number, self._last_seen_step = event.number + 1, event.step
 

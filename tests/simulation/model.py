@@ -4,6 +4,7 @@ It knows the policies from their description, keeps everything for ever, and loo
 """
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,6 +43,49 @@ class Entry(NamedTuple):
     @property
     def key(self) -> tuple[str, int, int]:
         return self.header.worker_id, self.header.epoch, self.header.sequence
+
+
+class Judged(NamedTuple):
+    """A contribution that was recorded, and what its worker was to the run then."""
+
+    entry: Entry
+    number: int
+    """They are numbered as they came."""
+    clock: int
+    bad_count: int
+    norm: float | None
+    """None where there is none to be remembered."""
+    is_outlier: bool
+
+
+class Joined(NamedTuple):
+    """A worker took a lease."""
+
+    name: str
+    epoch: int
+    duration_seconds: float
+    clock: int
+
+
+class Ended(NamedTuple):
+    """A lease ended."""
+
+    name: str
+    epoch: int
+    is_evicted: bool = False
+    blocked_until: float | None = None
+    request_id: str = ""
+
+
+class Rejected(NamedTuple):
+    """A contribution was rejected."""
+
+    judged: Judged
+    reason: str
+
+
+Fact = Joined | Ended | Rejected
+"""What outlives a server, and is nobody's request."""
 
 
 class ModelRound(NamedTuple):
@@ -90,6 +134,16 @@ class Model:
     unfit: set[str] = field(default_factory=set)
     late_unfit: set[str] = field(default_factory=set)
     rounds: list[ModelRound] = field(default_factory=list)
+    judged: dict[tuple[str, int, int], Judged] = field(default_factory=dict)
+    judged_count: int = 0
+    applied_count: int = 0
+    rejected_counts: Counter[str] = field(default_factory=Counter)
+    said: list[Fact] = field(default_factory=list)
+    """What is to be written, until it is taken from here."""
+
+    def blank(self) -> "Model":
+        """One of a run that is made like this one is now."""
+        return Model(self.policy, self.admission, self.worker_limit, self.contribution_limit)
 
     # Membership
 
@@ -100,9 +154,11 @@ class Model:
         if name not in self.live and len(self.live) >= self.worker_limit:
             return "TOO_MANY_WORKERS"
         clock = self.live[name].clock if name in self.live else self.slowest
+        self.live.pop(name, None)
         self.live[name] = Member(name, epoch, duration_seconds, now, now + duration_seconds, clock)
         self.last_epochs[name] = epoch
         self.last_sequences[name, epoch] = 0
+        self.said.append(Joined(name, epoch, duration_seconds, clock))
         self.advance(now)
         return ""
 
@@ -117,13 +173,14 @@ class Model:
     def leave(self, name: str, epoch: int, now: float) -> None:
         if not self._why_not_live(name, epoch):
             del self.live[name]
+            self.said.append(Ended(name, epoch))
         self.advance(now)
 
-    def evict(self, name: str, block_seconds: float | None, now: float) -> str:
+    def evict(self, name: str, block_seconds: float | None, now: float, request_id: str = "") -> str:
         self.advance(now)
         if name not in self.live:
             return "WORKER_NOT_FOUND"
-        self._send_away(name, block_seconds, now)
+        self._send_away(name, block_seconds, now, request_id)
         self.advance(now)
         return ""
 
@@ -169,6 +226,20 @@ class Model:
         for member in self.live.values():
             member.clock = 0
         self.advance(now)
+
+    def go_back(self, to: "Model") -> None:
+        """Goes on from an earlier state of the run."""
+        self._refuse(self.held, "STALE_GRADIENT")
+        self.said += [Ended(name, member.epoch) for name, member in sorted(self.live.items())]
+        self.go_back_to(to)
+
+    def go_back_to(self, to: "Model") -> None:
+        """What the run is afterwards, whatever it was."""
+        self.live.clear()
+        self.held, self.unfit, self.late_unfit = [], set(), set()
+        self.formed_at = None
+        self.rounds, self.closed_step = list(to.rounds), to.closed_step
+        self.applied_count, self.rejected_counts = to.applied_count, Counter(to.rejected_counts)
 
     # Time
 
@@ -231,17 +302,19 @@ class Model:
     def _expire(self, now: float) -> bool:
         gone = [name for name, member in self.live.items() if member.expires_at <= now]
         for name in gone:
-            del self.live[name]
+            self.said.append(Ended(name, self.live.pop(name).epoch))
         return bool(gone)
 
     def _renew(self, name: str, now: float) -> None:
         member = self.live[name]
         member.expires_at = now + member.duration_seconds
 
-    def _send_away(self, name: str, block_seconds: float | None, now: float) -> None:
-        self.evicted.add((name, self.live.pop(name).epoch))
-        if block_seconds is not None:
-            self.blocked_until[name] = now + block_seconds
+    def _send_away(self, name: str, block_seconds: float | None, now: float, request_id: str = "") -> None:
+        epoch, until = self.live.pop(name).epoch, None if block_seconds is None else now + block_seconds
+        self.evicted.add((name, epoch))
+        if until is not None:
+            self.blocked_until[name] = until
+        self.said.append(Ended(name, epoch, True, until, request_id))
 
     def _why_not_live(self, name: str, epoch: int) -> str:
         if name in self.live and self.live[name].epoch == epoch:
@@ -269,37 +342,62 @@ class Model:
         member = self.live[name]
         reason = self._why_unfit(entry.gradient) or self._why_untimely(entry.header, member)
         self._note_norm(member, entry.gradient, reason)
-        self.last_sequences[name, member.epoch] += 1
+        key = name, member.epoch
+        self.last_sequences[key] = max(self.last_sequences[key], entry.header.sequence)
         self._renew(name, now)
         if isinstance(self.policy, BoundedStaleness) and member.clock - self.slowest <= self.policy.bound:
             member.clock += 1
+        is_counted = self._count_bad(name, reason)
+        norm = entry.gradient.norm if self._has_norm(entry.gradient) else None
+        self.judged_count += 1
+        self.judged[entry.key] = Judged(
+            entry, self.judged_count, member.clock, self.bad_counts.get(name, 0), norm, reason == "NORM_OUTLIER"
+        )
         self.fates[entry.key] = reason or "held"
         if not reason:
-            self._take(entry, member, now)
-        elif reason in VALUE_REASONS:
+            self._take(entry, now)
+            return
+        self._reject(entry, reason)
+        if reason in VALUE_REASONS:
             self.unfit.add(name)
             if self.held:
                 self.late_unfit.add(name)
-            self._count_bad(name, reason, now)
+        limit = self.admission.quarantine_after
+        if is_counted and limit is not None and self.bad_counts[name] >= limit:
+            self._send_away(name, self.admission.quarantine_seconds, now)
 
-    def _take(self, entry: Entry, member: Member, now: float) -> None:
-        self.bad_counts[member.name] = 0
+    def _take(self, entry: Entry, now: float) -> None:
         self.pending_count += 1
         if not self.held:
             self.opened_at = now
         self.held.append(entry)
 
-    def _count_bad(self, name: str, reason: str, now: float) -> None:
+    def _reject(self, entry: Entry, reason: str) -> None:
+        self.fates[entry.key] = reason
+        self.rejected_counts[reason] += 1
+        self.said.append(Rejected(self.judged[entry.key], reason))
+
+    def _refuse(self, entries: list[Entry], reason: str) -> None:
+        self.pending_count -= len(entries)
+        for entry in entries:
+            self._reject(entry, reason)
+
+    def _count_bad(self, name: str, reason: str) -> bool:
+        """Counts it if it is bad, and says whether it is."""
+        if not reason:
+            self.bad_counts[name] = 0
         outliers = [member.is_outlier for member in self.live.values() if member.norms]
-        if reason == "NORM_OUTLIER" and sum(outliers) > len(outliers) / 2:
-            return
+        is_common = reason == "NORM_OUTLIER" and sum(outliers) > len(outliers) / 2
+        if reason not in VALUE_REASONS or is_common:
+            return False
         self.bad_counts[name] = self.bad_counts.get(name, 0) + 1
-        limit = self.admission.quarantine_after
-        if limit is not None and self.bad_counts[name] >= limit:
-            self._send_away(name, self.admission.quarantine_seconds, now)
+        return True
+
+    def _has_norm(self, gradient: Gradient) -> bool:
+        return gradient.is_finite and 0 < gradient.norm**2 <= GREATEST_SQUARE
 
     def _note_norm(self, member: Member, gradient: Gradient, reason: str) -> None:
-        if gradient.is_finite and 0 < gradient.norm**2 <= GREATEST_SQUARE:
+        if self._has_norm(gradient):
             member.norms = [*member.norms, gradient.norm][-NORM_WINDOW:]
             member.is_outlier = reason == "NORM_OUTLIER"
 
@@ -333,13 +431,11 @@ class Model:
         ended, self.held, self.unfit, self.late_unfit = self.held, [], set(), set()
         is_early = reason in ("TIMEOUT", "POLICY_CHANGED")
         if is_early and not is_cohort(len(ended), unfit_count, self.policy):
-            self.pending_count -= len(ended)
-            fate = "COHORT_TOO_SMALL"
-        else:
-            self.closed_step += 1
-            self.rounds.append(ModelRound(reason, unfit_count, [entry.gradient.value for entry in ended]))
-            fate = f"step {self.closed_step}"
-        self.fates.update((entry.key, fate) for entry in ended)
+            self._refuse(ended, "COHORT_TOO_SMALL")
+            return
+        self.closed_step += 1
+        self.rounds.append(ModelRound(reason, unfit_count, [entry.gradient.value for entry in ended]))
+        self.fates.update((entry.key, f"step {self.closed_step}") for entry in ended)
 
 
 def is_cohort(count: int, unfit_count: int, policy: Policy) -> bool:

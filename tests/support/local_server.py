@@ -21,8 +21,10 @@ import numpy as np
 from kedge_server import app
 from kedge_server.config import ServerConfig
 from kedge_server.core.update import Program
-from kedge_server.engine.clock import LoopClock
+from kedge_server.engine.checkpointer import Checkpointer
+from kedge_server.engine.clock import Alarm, LoopClock
 from kedge_server.engine.device import DeviceThread
+from kedge_server.engine.outcomes import Outcomes
 from kedge_server.engine.registry import Registry
 from kedge_server.engine.staging import StagingPool
 
@@ -33,16 +35,19 @@ _PATIENCE_SECONDS = 60
 
 # No state: who waits, what calls whom, what is compiled, what the whole server shares (`lent_buffer_count` has that).
 _LEFT_OUT_TYPES = (
+    Alarm,
     asyncio.Event,
     asyncio.Future,
+    Checkpointer,
     DeviceThread,
     LoopClock,
+    Outcomes,
     Program,
     StagingPool,
     WeakValueDictionary,
 )
 # An upload is a sign of life, whatever becomes of it: it moves the end of its lease, and the timer for that.
-_LEFT_OUT_NAMES = {"expires_at_seconds", "due_at_seconds", "_timer_at_seconds"}
+_LEFT_OUT_NAMES = {"expires_at_seconds", "due_at_seconds"}
 
 
 class LocalServer:
@@ -57,7 +62,7 @@ class LocalServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="local-server", daemon=True)
         self._thread.start()
-        self._stop = asyncio.Event()
+        self._stop = app.Stop()
         listening: Future[str] = Future()
         # While it starts: a thread has no signals, and its registry is what is to be looked into.
         with (
@@ -105,7 +110,7 @@ class LocalServer:
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._loop.call_soon_threadsafe(self._stop.ask)
         self._served.result(_PATIENCE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_PATIENCE_SECONDS)

@@ -71,7 +71,7 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     healthiness = await _add_services(server, registry, idle)
     await server.start()
     if storage is None:
-        _log.warning("runs are kept in memory only, and end with this process: give it a data directory to keep them")
+        _log.info("runs are kept in memory only, and end with this process: give it a data directory to keep them")
     _log.info("serving", address=address, data_dir=str(config.server.data_dir or ""), runs=len(registry.list()))
     on_listening(address)
     due = asyncio.create_task(_take_due_checkpoints(registry))

@@ -1,8 +1,11 @@
-"""`kedge-server`: serves, and looks at configurations."""
+"""`kedge-server`: serves, and looks at configurations and at data directories."""
 
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +26,22 @@ app.add_typer(config_app, name="config")
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A TOML file; `kedge-server config schema` says what may stand in it.")
 ]
+
+
+DataDirArgument = Annotated[
+    Path, typer.Argument(metavar="DATA_DIR", help="One that no server holds.", show_default=False)
+]
+RunOption = Annotated[
+    str | None, typer.Option("--run", metavar="RUN", help="This run alone: digits or runs/digits.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Weights(StrEnum):
+    """Which weights."""
+
+    FAST = "fast"
+    SLOW = "slow"
 
 
 def main() -> None:
@@ -77,6 +96,57 @@ def _announce(address: str) -> None:
     # One write: print() may make two, between which a line of the log could come where both go to one file.
     sys.stdout.write(f"listening on {address}\n")
     sys.stdout.flush()
+
+
+@app.command()
+def inspect(data_dir: DataDirArgument, *, run: RunOption = None, as_json: JsonOption = False) -> None:
+    """Look at a data directory: which runs it holds, where they stand, and whether all of it is intact.
+
+    Changes nothing in it. Exits with 0 if all is intact, 1 if anything is damaged, 2 if it cannot be looked at.
+    """
+    with _offline_tools() as tools:
+        raise typer.Exit(tools.inspect(data_dir, run=run, as_json=as_json))
+
+
+@app.command()
+def verify(data_dir: DataDirArgument, *, run: RunOption = None, as_json: JsonOption = False) -> None:
+    """Apply the journals of a data directory anew, into nowhere, and compare with what the checkpoints hold.
+
+    Changes nothing in it. Exits with 0 if all is intact and equal, 1 if not, 2 if it cannot be looked at.
+    """
+    with _offline_tools() as tools:
+        raise typer.Exit(tools.verify(data_dir, run=run, as_json=as_json))
+
+
+@app.command()
+def export(
+    data_dir: DataDirArgument,
+    *,
+    run: Annotated[str, typer.Option("--run", metavar="RUN", help="digits or runs/digits.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="A checkpoint; without one, what a server would go on from.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[Weights, typer.Option(help="Slow weights are the ones to evaluate and deploy.")] = Weights.FAST,
+) -> None:
+    """Write weights of a data directory's run to a safetensors file. A file that is there is replaced."""
+    with _offline_tools() as tools:
+        tools.export_weights(data_dir, output, run=run, checkpoint=checkpoint, weights=weights.value)
+
+
+@contextmanager
+def _offline_tools() -> Iterator[Any]:
+    # Imported here for the same reason as the server.
+    from kedge_server.tools import commands
+
+    try:
+        yield commands
+    except commands.ToolError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.code) from error
 
 
 @config_app.command()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,16 @@ def test_what_was_promised_outlives_every_loss_of_power(
     world.append([(5, 100)])
     world.sync()
     world.lose(seed, 0.0)
+
+
+@pytest.mark.parametrize("steps", range(4))
+@pytest.mark.parametrize("seed", range(100))
+def test_loss_of_power_in_the_middle_of_a_sync_is_no_damage(steps: int, seed: int) -> None:
+    world = World(64, syncs_each=False)
+    world.append([(5, 100)])
+    world.sync()
+    world.append([(5, 100)])
+    world.lose_soon(steps)
+    with suppress(PowerLost):
+        world.sync()
+    world.lose(seed, 0.5)

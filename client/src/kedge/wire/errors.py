@@ -307,8 +307,8 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             Retry.NEVER,
             InternalError,
             ("run",),
-            "An update of this run failed; its state in memory is lost. The server's log has the cause. A run that is kept "
-            "on disk is there again once the server is started anew.",
+            "An update of this run failed; its state in memory is lost, and the server's log has the cause. A run that "
+            "is kept on disk is there again once the server is started anew.",
         ),
         "DURABILITY_UNAVAILABLE": Entry(
             "FAILED_PRECONDITION",
@@ -345,7 +345,7 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             Retry.BACKOFF,
             UnavailableError,
             ("run",),
-            "The server's data directory cannot be written to, as when its file system has become read-only: mend that. "
+            "The server's data directory cannot be written to, as when its file system has become read-only: mend it. "
             "What was taken already is applied then, and pulls go on meanwhile.",
         ),
         "NO_SLOW_WEIGHTS": Entry(

@@ -43,14 +43,27 @@ async def recover(
     if origin is None:
         return None
     writer = await device.run(writer_of, origin.image, origin.arrays)
-    replay = _Replay(found, origin, writer, device, on_step)
+    replay = Replay(found, origin, writer, device, on_step)
     async for batch in found.batches():
         await replay.apply(batch)
     return Recovered(origin.image, writer, replay.held, replay.step_count)
 
 
-class _Replay:
-    """The commits of one run on their way."""
+class Replay:
+    """The commits of one run on their way.
+
+    Args:
+        found: the run in storage.
+        origin: where it begins. Its image is taken along.
+        writer: of that state.
+        device: the thread that the writer runs on.
+        on_step: called there after each step.
+
+    Attributes:
+        image: what came of the commits so far.
+        held: the gradients of the contributions that are held.
+        step_count: the steps that were applied.
+    """
 
     def __init__(
         self,
@@ -58,7 +71,7 @@ class _Replay:
         origin: Restorable,
         writer: Writer,
         device: DeviceThread,
-        on_step: Callable[[Writer], None],
+        on_step: Callable[[Writer], None] = lambda _: None,
     ) -> None:
         self.image = origin.image
         self.held = dict(origin.held)

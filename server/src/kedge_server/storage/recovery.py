@@ -11,7 +11,7 @@ import structlog
 
 from kedge_server.core.commits import Created
 from kedge_server.core.image import RunImage
-from kedge_server.core.stored import Replayed, Restorable
+from kedge_server.core.stored import CheckpointInfo, Replayed, Restorable
 from kedge_server.storage.checkpoints import CheckpointStore
 from kedge_server.storage.data_dir import CHECKPOINTS, JOURNAL
 from kedge_server.storage.errors import CheckpointDamaged, StorageError
@@ -65,21 +65,7 @@ class Recovery:
         Raises:
             StorageError: it cannot be recovered; the message says why and what to do.
         """
-        for checkpoint_id, why in self.store.damaged().items():
-            self._note(f"checkpoint {checkpoint_id} of {self.name} is damaged: {why}")
-        infos = self.store.list()
-        newest = infos[0].next_index if infos else 1
-        self._journal = Journal.open(
-            self._journal_directory,
-            self._files,
-            segment_bytes=self._segment_bytes,
-            next_index_at_least=newest,
-            repairs=self._repairs,
-        )
-        if self._journal.cut_bytes:
-            self._note(
-                f"the journal of {self.name} ended in {self._journal.cut_bytes} bytes of a record that was never whole"
-            )
+        infos = self._look()
         for info in infos:
             try:
                 restorable = load(self.store, info.checkpoint_id)
@@ -88,6 +74,42 @@ class Recovery:
                 continue
             return self._begin(restorable)
         return self._from_creation()
+
+    def open_oldest(self) -> Restorable | None:
+        """The same with the oldest state that the journal leads on from, for whoever replays all that is there.
+
+        Raises:
+            StorageError: as `open`.
+        """
+        infos, journal = self._look(), self.journal
+        if journal.first_index == 1 and journal.next_index > 1:
+            return self._from_creation()
+        for info in reversed(infos):
+            if info.next_index < journal.first_index:
+                continue
+            try:
+                return self._begin(load(self.store, info.checkpoint_id))
+            except CheckpointDamaged as error:
+                self._note(f"{error.message}; going on to the one after")
+        return self._from_creation()
+
+    def _look(self) -> list[CheckpointInfo]:
+        """Opens the journal. Returns the checkpoints that may be intact, newest first."""
+        for checkpoint_id, why in self.store.damaged().items():
+            self._note(f"checkpoint {checkpoint_id} of {self.name} is damaged: {why}")
+        infos = self.store.list()
+        self._journal = Journal.open(
+            self._journal_directory,
+            self._files,
+            segment_bytes=self._segment_bytes,
+            next_index_at_least=infos[0].next_index if infos else 1,
+            repairs=self._repairs,
+        )
+        if self._journal.cut_bytes:
+            self._note(
+                f"the journal of {self.name} ended in {self._journal.cut_bytes} bytes of a record that was never whole"
+            )
+        return infos
 
     def batches(self) -> Iterator[Sequence[Replayed]]:
         """What the journal holds beyond that, in order.

@@ -451,5 +451,6 @@ def test_after_all_of_them_training_goes_on_as_in_a_run_that_saw_none() -> None:
 def trained(state: State, run: str) -> State:
     """What training has made of a run."""
     coordinated = (f"_coordinator.{name}" for name in ("applied_count", "closed_step", "loss"))
-    prefixes = tuple(f"{run}.{part}" for part in ("_pipeline._writer", "_publication.snapshot", "_tuning.controls", *coordinated))
+    held = ("_pipeline._writer", "_publication.snapshot", "_tuning.controls", *coordinated)
+    prefixes = tuple(f"{run}.{part}" for part in held)
     return {place.removeprefix(run): fact for place, fact in state.items() if place.startswith(prefixes)}

@@ -4,7 +4,7 @@ A commit is written some time after it was taken, in order; one that a gradient 
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
 from typing import NamedTuple
 
@@ -24,6 +24,14 @@ EPOCH_SECONDS = 2.0**30
 """Seconds since 1970 when the virtual time is 0."""
 MODULUS = (1 << 61) - 1
 
+
+class Weights(NamedTuple):
+    """What a pull is answered with."""
+
+    step: int
+    value: int
+
+
 CONFIG = RunConfig(
     name="runs/r",
     manifest=Manifest.from_specs([("w", (1,), "float32")]),
@@ -33,13 +41,6 @@ CONFIG = RunConfig(
     block_elements=1,
     first_epoch=1,
 )
-
-
-class Weights(NamedTuple):
-    """What a pull is answered with."""
-
-    step: int
-    value: int
 
 
 class Ticket:
@@ -72,7 +73,9 @@ class Disk:
         checkpoints: by id.
     """
 
-    def __init__(self, loop: Loop, random: Random, *, policy: Policy, admission: Admission, write_seconds: float) -> None:
+    def __init__(
+        self, loop: Loop, random: Random, *, policy: Policy, admission: Admission, write_seconds: float
+    ) -> None:
         self.image = RunImage.create(Created(CONFIG, policy, admission, ()))
         self.written: list[facts.AnyFact] = []
         self.weights = [Weights(0, 0)]
@@ -107,7 +110,13 @@ class Disk:
             then()
 
     @property
+    def taken(self) -> list[facts.AnyFact]:
+        """What is written, and what will be."""
+        return self.written + [ticket.fact for ticket in self._pending]
+
+    @property
     def is_idle(self) -> bool:
+        """Whether all that was taken is written."""
         return not self._pending
 
     def take_checkpoint(self) -> None:

@@ -1,4 +1,4 @@
-"""What had happened when a server was killed, said a second time: facts that are kept for ever, and what follows of them.
+"""What had happened when a server was killed, said a second time: facts that are kept for ever, and what follows.
 
 Each stands beside one commit. Where the server folds commits into an image, a model begins anew here and looks at every
 fact that was written, each time.

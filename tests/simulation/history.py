@@ -72,7 +72,7 @@ class Rounds:
         self.last_step = step
 
 
-class Answers:
+class Promises:
     """What workers were told of their contributions, by whichever server: it is never taken back."""
 
     def __init__(self) -> None:
@@ -152,9 +152,7 @@ class Told:
             else:
                 assert event.number == self._next_number, "a watcher missed an event"
                 self._seen[event.kind] += 1
-            if event.kind == "restored":
-                self._last_seen_step = 0
-            assert event.step >= self._last_seen_step, "the step of an event fell"
+            assert event.step >= self._last_seen_step or self.counts["restored"], "the step of an event fell"
             self._next_number, self._last_seen_step = event.number + 1, event.step
 
     def finish(self) -> None:

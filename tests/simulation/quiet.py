@@ -6,8 +6,9 @@ from random import Random
 from kedge.policies import Admission, Policy
 from kedge_server.core.coordinator import Bounds
 
+from .disk import Weights
 from .loop import Action, Faults, Loop, Network
-from .server import Server, Setup, Weights
+from .server import Server, Setup
 from .workers import Manners, Process
 
 NewProcess = Callable[[str, float, Callable[[Weights], int]], Process]

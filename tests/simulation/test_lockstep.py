@@ -6,11 +6,12 @@ import pytest
 
 from kedge.policies import BoundedStaleness, Policy, Synchronous
 
+from .disk import MODULUS, Weights
 from .history import gradient_of
 from .loop import Faults
 from .quiet import quiet_run
 from .rerun import each_seed
-from .server import MODULUS, Server, Weights
+from .server import Server
 
 ROUND_COUNT = 8
 FOR_EVER = 1e6

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 from kedge_server.core.values import ContributionHeader, PushResult
 
+from .disk import Weights
 from .loop import Loop, Network
 from .model import Gradient
-from .server import DIGEST, Reply, Server, Weights
+from .server import DIGEST, Reply, Server
 
 RETRY_SECONDS = 0.8
+NOT_NOW = {"QUEUE_FULL", "SEQUENCE_GAP"}
+"""What is sent again as it was: there is no room; or what was sent before it has not come, or was lost."""
 LOST = {"LEASE_EXPIRED", "WORKER_SUPERSEDED", "WORKER_EVICTED"}
 
 
@@ -23,6 +26,8 @@ class Manners(NamedTuple):
     without_pull: float = 0.0
     from_old_weights: float = 0.0
     ahead_of_itself: float = 0.0
+    impatient: float = 0.0
+    """How often it sends another one before it is told what became of the first."""
 
 
 class Process:
@@ -88,13 +93,37 @@ class Process:
         header, gradient = self._header(), self._new_gradient()
         self._network.send(lambda: self._server.check(header))
         self._misbehave(header)
-        self._call(lambda reply: self._server.push(header, gradient, reply), self._on_pushed)
+        self._send(header, gradient)
+        if self._random.random() < self.manners.impatient:
+            self._sequence += 1
+            self._send_beside(self._header(), self._new_gradient())
 
-    def _on_pushed(self, answer: object) -> None:
-        if answer == "QUEUE_FULL":
-            self._sequence -= 1
-            self._later(0.2, self._push)
-        elif isinstance(answer, PushResult) or answer == "BUFFERED":
+    def _send(self, header: ContributionHeader, gradient: Gradient) -> None:
+        self._call(
+            lambda reply: self._server.push(header, gradient, reply),
+            lambda answer: self._on_pushed(header, gradient, answer),
+        )
+
+    def _send_beside(self, header: ContributionHeader, gradient: Gradient) -> None:
+        """Sends it until it is answered, whatever else goes on; only what is lost with its lease is given up."""
+        is_answered = False
+
+        def on_answer(answer: object, _: int) -> None:
+            nonlocal is_answered
+            is_answered = answer not in NOT_NOW
+
+        def attempt() -> None:
+            if self.is_dead or is_answered or self._epoch != header.epoch:
+                return
+            self._network.send(lambda: self._server.push(header, gradient, self._reply(on_answer, 0)))
+            self._loop.after(RETRY_SECONDS, attempt)
+
+        attempt()
+
+    def _on_pushed(self, header: ContributionHeader, gradient: Gradient, answer: object) -> None:
+        if answer in NOT_NOW:
+            self._later(0.2, lambda: self._send(header, gradient))
+        elif isinstance(answer, PushResult) or answer == "deferred":
             self.answered_count += 1
             goes_on = self._random.random() < self.manners.without_pull
             self._later(0.05, self._push) if goes_on else self._pull()

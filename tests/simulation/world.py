@@ -1,13 +1,16 @@
 """Everything that a seed stands for: a run, its workers, the network between them, and what befalls them."""
 
 import itertools
+import math
+from collections.abc import Callable
 from random import Random
 
 from kedge.policies import Admission, Asynchronous, BoundedStaleness, Buffered, Policy, Synchronous
 from kedge_server.core.coordinator import Bounds
 
+from .accounts import settle
 from .loop import Faults, Loop, Network
-from .server import Server, Setup
+from .server import Reply, Server, Setup
 from .workers import RETRY_SECONDS, Manners, Process
 
 CHAOS_SECONDS = 5.0
@@ -31,7 +34,7 @@ class World:
         faults = Faults(0.15 * chance(), 0.2 * chance(), delay, 0.1 * chance(), 3 * chance())
         self.network = Network(self.loop, self.random, faults)
         self.processes: list[Process] = []
-        self._values = itertools.count(1)
+        self._values, self._request_numbers = itertools.count(1), itertools.count(1)
         self._names = [f"w{number}" for number in range(self.random.choice([2, 3, 3, 4, 4, 5, 6, 8]))]
         self._calm_at = float("inf")
 
@@ -40,7 +43,7 @@ class World:
         for name in self._names:
             latest = self.random.choice([0.1, 0.1, 3.0])
             self.loop.after(latest * self.random.random(), lambda name=name: self._add(name))
-        for _ in range(self.random.randint(0, 12)):
+        for _ in range(self.random.randint(0, 16)):
             self.loop.after(CHAOS_SECONDS * self.random.random(), self._befall)
         self.loop.run_until(CHAOS_SECONDS)
         self._calm_down()
@@ -55,6 +58,8 @@ class World:
             [self._pause, self._pause, self._kill, self._clone, self._part, self._add_new, self._evict]
             + [self._change_policy] * 3
             + [self._change_admission, self._black_out, self._sleep, self._grow]
+            + [self._crash] * 4
+            + [self._checkpoint, self._checkpoint, self._restore]
         )
         what()
 
@@ -119,13 +124,40 @@ class World:
             process.leave()
 
     def _evict(self) -> None:
-        self.server.evict(self.random.choice(self._names), self.random.choice([None, 1.0, 4.0]))
+        name, block_seconds = self.random.choice(self._names), self.random.choice([None, 1.0, 4.0])
+        self._ask(lambda request_id, reply: self.server.evict(name, block_seconds, request_id, reply))
 
     def _change_policy(self) -> None:
-        self.server.set_policy(self._policy())
+        policy, admission = self._policy(), self.random.choice([None, None, self._admission()])
+        self._ask(lambda request_id, reply: self.server.update(policy, admission, request_id, reply))
 
     def _change_admission(self) -> None:
-        self.server.set_admission(self._admission())
+        admission = self._admission()
+        self._ask(lambda request_id, reply: self.server.update(None, admission, request_id, reply))
+
+    def _crash(self) -> None:
+        self.server.crash(self.random.choice([0.0, 0.1, 0.8]) * self.random.random())
+
+    def _checkpoint(self) -> None:
+        self.server.take_checkpoint()
+
+    def _restore(self) -> None:
+        checkpoint_id = self.random.choice(list(self.server.disk.checkpoints))
+        self._ask(lambda request_id, reply: self.server.restore(checkpoint_id, request_id, reply))
+
+    def _ask(self, send: Callable[[str, Reply], None]) -> None:
+        """Asks on behalf of the operator until it is answered, always the same; now and then once more."""
+        request_id, wanted = f"request {next(self._request_numbers)}", self.random.choice([1, 1, 3])
+        answers: list[object] = []
+
+        def attempt() -> None:
+            is_enough = len(answers) >= wanted or self.loop.now >= self._calm_at
+            if not is_enough:
+                send(request_id, answers.append)
+                self.loop.after(0.3, attempt)
+            assert len(set(answers)) <= 1, "a repeated request got another answer"
+
+        attempt()
 
     def _grow(self) -> None:
         """What all send is larger from now on, or as it was."""
@@ -139,6 +171,7 @@ class World:
         """From now on nothing is lost, and whoever still runs goes on as it should, under a name of its own."""
         self.network.faults = Faults()
         self.server.apply_seconds = min(self.server.apply_seconds, 0.05)
+        self.server.disk.write_seconds = min(self.server.disk.write_seconds, 0.02)
         self._calm_at = self.loop.now
         names = set()
         for process in self.random.sample(self.processes, len(self.processes)):
@@ -184,18 +217,19 @@ class World:
             process.is_dead = True
         self.loop.run_until(self.loop.now + 2 * LONGEST_LEASE_SECONDS)
         self._drain()
-        self.server.finish()
+        settle(self.server)
         policy = Asynchronous()
-        self.server.set_policy(policy if self.server.model.policy != policy else BoundedStaleness(3))
+        other = policy if self.server.model.policy != policy else BoundedStaleness(3)
+        self.server.update(other, None, "the end", lambda _: None)
         self._drain()
         assert not self.server.coordinator.held
         assert self.server.coordinator._pending_count == 0
-        self.server.finish()
+        settle(self.server)
 
     def _drain(self) -> None:
         self.loop.after(0.0, lambda: None)  # one more event, after which the server follows
         self.loop.run_until(self.loop.now + 0.1)
-        while self.server.is_applying:
+        while self.server.is_applying or not self.server.disk.is_idle:
             self.loop.run_until(self.loop.now + 0.1)
 
     # What a seed chooses
@@ -204,7 +238,10 @@ class World:
         chance = self.random.random
         bounds = Bounds(self.random.choice([3, 64, 64]), self.random.choice([MOST_IN_A_ROUND, MOST_IN_A_ROUND, 256]))
         apply_seconds, timer_delay = self.random.choice([0.0, 0.1, 0.8]), self.random.choice([0.0, 0.0, 0.3])
-        return Setup(self._policy(), self._admission(), bounds, apply_seconds * chance(), timer_delay)
+        write_seconds, patience = self.random.choice([0.0, 0.02, 0.5]), self.random.choice([math.inf, 0.3, 1.0])
+        return Setup(
+            self._policy(), self._admission(), bounds, apply_seconds * chance(), timer_delay, write_seconds, patience
+        )
 
     def _policy(self) -> Policy:
         pick, count = self.random.choice, self.random.randint(1, MOST_IN_A_ROUND)
@@ -247,4 +284,5 @@ class World:
             without_pull=pick([0.0, 0.2, 0.9]),
             from_old_weights=pick([0.0, 0.2]),
             ahead_of_itself=pick([0.0, 0.1]),
+            impatient=pick([0.0, 0.3, 0.9]),
         )

@@ -1,5 +1,7 @@
 """A server with a data directory, in a process of its own, that is killed and comes back at the same address."""
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -8,8 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -57,6 +58,7 @@ class DurableServer:
         Raises:
             ServerEndedError: if it does not come to serve.
         """
+        self._bury()
         environment = self._environment | ({"KEDGE_FAILPOINT": failpoint} if failpoint else {})
         try:
             process = ServerProcess(*self._arguments, environment=environment)
@@ -91,6 +93,11 @@ class DurableServer:
         """SIGTERM, and the exit code."""
         return self.process.stop()
 
+    def _bury(self) -> None:
+        """Closes what is left of processes that ended by themselves."""
+        for process in self.processes:
+            process.wait()
+
     def __enter__(self) -> Self:
         return self
 
@@ -99,6 +106,7 @@ class DurableServer:
     ) -> None:
         if self.processes and self.process.process.poll() is None:
             self.kill()
+        self._bury()
 
 
 class Revival:
@@ -178,11 +186,12 @@ def kedge_server(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def inspected(data_dir: Path) -> dict[str, dict[str, Any]]:
-    """What `kedge-server inspect` says of each run, by name."""
-    process = kedge_server("inspect", data_dir, "--json")
-    assert process.returncode == 0, process.stderr + process.stdout
-    said = json.loads(process.stdout)
-    return {run["run"]: run for run in (said["runs"] if isinstance(said, dict) else said)}
+    """What `kedge-server inspect` says of each run, by name. In this process, since to start another takes longer."""
+    from kedge_server.tools import commands
+
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        commands.inspect(data_dir, run=None, as_json=True)
+    return {run["run"]: run for run in json.loads(output.getvalue())["runs"]}
 
 
 def essence(run: dict[str, Any]) -> dict[str, Any]:
@@ -196,13 +205,3 @@ def essence(run: dict[str, Any]) -> dict[str, Any]:
     numbered = [entry | {"epoch": epochs[entry["worker"]].index(entry["epoch"]) + 1} for entry in ledger]
     kept = ("step", "lookahead_sync_count", "digests", "applied_count", "rejected_counts")
     return {name: run[name] for name in kept} | {"ledger": numbered}
-
-
-def until(holds: Any, *, seconds: float = 30, pause: float = 0.01) -> Iterator[None]:
-    """Turns of a loop until something holds; an error if that takes longer."""
-    give_up_at = time.monotonic() + seconds
-    clock = threading.Event()
-    while not holds():
-        assert time.monotonic() < give_up_at, "it did not come to hold"
-        yield
-        clock.wait(pause)

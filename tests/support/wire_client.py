@@ -83,7 +83,8 @@ class WireClient:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.channel = grpc.insecure_channel(address)
+        # Else channels to one address share a connection, and wait together after a failure.
+        self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
 
     def close(self) -> None:
         self.channel.close()

@@ -96,7 +96,7 @@ class StorageSection(_Section):
     segment_bytes: int = Field(default=64 * _MIB, ge=4096)
     """A file of a journal does not grow beyond this, but for one that holds a single step."""
     journal_bytes: int = Field(default=1024 * _MIB, ge=4096)
-    """A checkpoint is taken when the journal has grown by this since the last one, or by four times the run's state if
+    """A checkpoint is taken when the journal has grown by this since the last one, or by eight times the run's state if
     that is more. A server that is started anew applies all of that again."""
     sync_seconds: float = Field(default=0.5, gt=0, le=0.5)
     """At durability journal, how soon what is written is brought to the disk itself. What is acknowledged is lost with

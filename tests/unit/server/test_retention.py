@@ -131,7 +131,7 @@ def test_when_one_is_due(durability: str, rules: Checkpoints, since: Since, due:
     assert is_due(since, rules, durability=durability, state_bytes=MIB, journal_limit_bytes=64 * MIB) is due
 
 
-@pytest.mark.parametrize(("journal_bytes", "due"), [(399, False), (400, True)])
-def test_a_journal_is_let_grow_to_four_times_the_state(journal_bytes: int, due: bool) -> None:
+@pytest.mark.parametrize(("journal_bytes", "due"), [(799, False), (800, True)])
+def test_a_journal_is_let_grow_to_eight_times_the_state(journal_bytes: int, due: bool) -> None:
     since = Since(5, 0.0, journal_bytes)
     assert is_due(since, Checkpoints(), durability="journal", state_bytes=100, journal_limit_bytes=1) is due

@@ -10,7 +10,7 @@ from kedge_server.core.stored import CheckpointInfo
 CHECKPOINT_LEVEL_SECONDS = 600.0
 """How often a run without a journal is checkpointed where its rules name no time and no steps."""
 
-STATE_MULTIPLE = 4
+STATE_MULTIPLE = 8
 """A journal is worth a checkpoint once it is so many times as large as the state: to write that costs as much."""
 
 

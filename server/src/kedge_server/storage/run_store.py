@@ -37,7 +37,7 @@ class Settings:
     """What the stores of a server share."""
 
     journal_bytes: int
-    """The journal since the last checkpoint after which one is taken; or four times the state, if that is more."""
+    """The journal since the last checkpoint after which one is taken; or eight times the state, if that is more."""
     sync_seconds: float
     """At level journal, how long what is written may stay unsynced."""
     journals: Executor

@@ -72,7 +72,7 @@ def _report(
     if lines is None:
         print(text.as_json(opened_dir.generation, reports, problems))
     else:
-        print(f"{data_dir}: {len(reports)} runs, {opened_dir.generation} starts of servers")
+        print(text.title(data_dir, opened_dir.generation, len(reports)))
         for problem in problems:
             print(f"PROBLEM {problem}")
         for report in reports:

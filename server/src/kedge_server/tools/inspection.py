@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kedge_server.core.image import ImageState, LeaseState
 from kedge_server.engine.device import DeviceThread
@@ -81,15 +81,21 @@ def inspect(runs: Sequence[RunFiles]) -> tuple[list[RunReport], list[str]]:
 
 async def _inspect(run: RunFiles, device: DeviceThread) -> RunReport | None:
     surveyed = survey(run)
+    on_disk: dict[str, Any] = {
+        "journal": surveyed.journal,
+        "checkpoints": surveyed.checkpoints,
+        "problems": surveyed.problems,
+    }
     try:
         recovered = await recover(FoundForReading(run), device)
         if recovered is None:
             return None
+        surveyed.note_lost(recovered.image.config.durability)
         report = await device.run(_recovered, recovered)
-        return report._replace(**surveyed._asdict())
+        return report._replace(**on_disk)
     except Exception as error:  # what it is that damage breaks is not foreseen
         note(surveyed.problems, error)
-    return RunReport(run.name, None, None, None, None, None, {}, [], [], [], **surveyed._asdict())
+    return RunReport(run.name, None, None, None, None, None, {}, [], [], [], **on_disk)
 
 
 def _recovered(recovered: Recovered) -> RunReport:

@@ -10,6 +10,7 @@ from kedge_server.storage.checkpoints import CheckpointStore
 from kedge_server.storage.errors import CheckpointDamaged, StorageError
 from kedge_server.storage.files import OsFiles, read_file
 from kedge_server.storage.journal import MARK_NAME
+from kedge_server.storage.segments import describe
 from kedge_server.tools.reading import RunFiles
 
 
@@ -52,16 +53,27 @@ class Survey(NamedTuple):
     checkpoints: list[CheckpointReport]
     """Newest first."""
     problems: list[str]
+    lost_indices: range
+    """Records that are not there, or not whole, although the newest checkpoint needs none of them."""
+
+    def note_lost(self, durability: str) -> None:
+        """Adds lost records to the problems, where there should be some."""
+        if self.lost_indices and durability != "checkpoint":
+            self.problems.append(
+                f"{describe(self.lost_indices)} of the journal are not there or not whole: the newest checkpoint has "
+                "what came of them, and it is the only one that the run can go on from; take another one soon"
+            )
 
 
 def survey(run: RunFiles) -> Survey:
     """Reads every byte of a run, and compares it with its checksums."""
     store = run.store()
     listed = {info.checkpoint_id: info for info in store.list()}
-    journal, journal_problems = _journal(run, next(iter(listed.values()), None))
+    journal, lost_indices, problems = _journal(run, next(iter(listed.values()), None))
     ids = sorted([*listed, *store.damaged()], key=_next_index, reverse=True)
     checkpoints = [_checkpoint(store, checkpoint_id, listed.get(checkpoint_id)) for checkpoint_id in ids]
-    return Survey(journal, checkpoints, [*journal_problems, *(each.problem for each in checkpoints if each.problem)])
+    problems += [each.problem for each in checkpoints if each.problem]
+    return Survey(journal, checkpoints, problems, lost_indices)
 
 
 def note(problems: list[str], error: Exception) -> None:
@@ -71,19 +83,22 @@ def note(problems: list[str], error: Exception) -> None:
         problems.append(problem)
 
 
-def _journal(run: RunFiles, newest: CheckpointInfo | None) -> tuple[JournalReport, list[str]]:
+def _journal(run: RunFiles, newest: CheckpointInfo | None) -> tuple[JournalReport, range, list[str]]:
     problems: list[str] = []
+    lost_indices = range(0)
     first_index = next_index = None
     cut_bytes = 0
     try:
         journal = run.open_journal(next_index_at_least=newest.next_index if newest else 1)
         first_index, next_index, cut_bytes = journal.first_index, journal.next_index, journal.cut_bytes
+        lost_indices = journal.lost_indices
         for _ in journal.records(first_index):
             pass
     except StorageError as error:
         note(problems, error)
     sizes = [path.stat().st_size for path in run.journal.glob("*.log")]
-    return JournalReport(first_index, next_index, _synced_index(run), len(sizes), sum(sizes), cut_bytes), problems
+    report = JournalReport(first_index, next_index, _synced_index(run), len(sizes), sum(sizes), cut_bytes)
+    return report, lost_indices, problems
 
 
 def _synced_index(run: RunFiles) -> int | None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kedge_server.tools.inspection import RunReport
@@ -20,6 +21,11 @@ def as_json(generation: int, runs: Sequence[RunReport | RunVerdict], problems: S
     return json.dumps(_plain(found), indent=2, allow_nan=False)
 
 
+def title(data_dir: Path, generation: int, run_count: int) -> str:
+    """A directory, for people."""
+    return f"{data_dir}: {_counted(run_count, 'run')}, {_counted(generation, 'start')} of servers"
+
+
 def inspection_lines(run: RunReport) -> list[str]:
     """A run, as inspect found it."""
     lines = [_title(run.run, run.durability, run.step, run.problems)]
@@ -27,11 +33,13 @@ def inspection_lines(run: RunReport) -> list[str]:
         rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(run.rejected_counts.items()))
         lines += [
             _labelled("digests", _digests(run.digests)),
-            _labelled("lookahead", f"{run.lookahead_sync_count} syncs") if run.digests and run.digests.slow else "",
+            _labelled("lookahead", _counted(run.lookahead_sync_count or 0, "sync"))
+            if run.digests and run.digests.slow
+            else "",
             _labelled(
                 "contributions", f"{run.applied_count} applied; rejected: {rejected or '0'}; {len(run.held)} held"
             ),
-            _labelled("workers", f"{len(run.leases)} live; {len(run.ledger)} results in the ledger"),
+            _labelled("workers", f"{len(run.leases)} live; {_counted(len(run.ledger), 'result')} in the ledger"),
         ]
     lines += [_labelled("journal", _journal(run.journal)), *_checkpoints(map(_checkpoint, run.checkpoints))]
     return [line for line in lines if line] + [_labelled("PROBLEM", problem) for problem in run.problems]
@@ -43,7 +51,7 @@ def verification_lines(run: RunVerdict) -> list[str]:
     lines = [
         _title(run.run, None, run.step, run.problems),
         _labelled("journal", _journal(run.journal)),
-        _labelled("replay", f"{run.replayed_step_count} steps applied anew on {run.backend}, {origin}"),
+        _labelled("replay", f"{_counted(run.replayed_step_count, 'step')} applied anew on {run.backend}, {origin}"),
         _labelled("digests", _digests(run.digests)) if run.digests else "",
         *_checkpoints(map(_verdict, run.checkpoints)),
     ]
@@ -65,10 +73,10 @@ def _journal(journal: JournalReport) -> str:
     said = "cannot be opened"
     if journal.first_index is not None and journal.next_index is not None:
         is_empty = journal.first_index == journal.next_index
-        said = "no records" if is_empty else f"records {journal.first_index} to {journal.next_index - 1}"
+        said = "no records to apply" if is_empty else f"records {journal.first_index} to {journal.next_index - 1}"
     synced = f", synced up to {journal.synced_index} at least" if journal.synced_index else ""
     cut = f", and {journal.cut_bytes:,} bytes of one that was never whole" if journal.cut_bytes else ""
-    return f"{said}{synced}; {journal.segments} segments, {journal.bytes:,} bytes{cut}"
+    return f"{said}{synced}; {_counted(journal.segments, 'segment')}, {journal.bytes:,} bytes{cut}"
 
 
 def _checkpoint(checkpoint: CheckpointReport) -> list[str]:
@@ -99,6 +107,10 @@ def _checkpoints(rows: Iterable[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
     return [_labelled("" if number else "checkpoints", line.rstrip()) for number, line in enumerate(lines)]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _labelled(label: str, value: str) -> str:

@@ -14,14 +14,15 @@ from kedge_server.engine.device import DeviceThread, Writer
 from kedge_server.engine.recovery import Replay, writer_of
 from kedge_server.storage.run_store import load
 from kedge_server.tools.reading import FoundForReading, RunFiles
-from kedge_server.tools.state import Digests, Fingerprint, digests, fingerprint
+from kedge_server.tools.state import Digests, digests, fingerprint
 from kedge_server.tools.survey import CheckpointReport, JournalReport, note, survey
 
 Outcome = Literal["same", "other", "start", "not reached"]
 
 _CREATION = "creation"
 
-_WORDS = Fingerprint("fast weights", "slow weights", "optimizer state", "counts and ledgers", "held gradients")
+# As the fields of a fingerprint.
+_WORDS = ("fast weights", "slow weights", "optimizer state", "counts and ledgers", "held gradients")
 
 
 class CheckpointVerdict(NamedTuple):
@@ -108,6 +109,7 @@ class _Verification:
         origin = await found.open()
         if origin is None:
             return False
+        self._surveyed.note_lost(origin.image.config.durability)
         writer = await self._device.run(writer_of, origin.image, origin.arrays)
         replay = self._replay = Replay(found, origin, writer, self._device)
         if self._surveyed.journal.first_index == 1:
@@ -130,7 +132,7 @@ class _Verification:
         image = replay.image
         got = await self._device.run(lambda: fingerprint(image, writer.capture(), replay.held))
         expected = fingerprint(*await asyncio.to_thread(load, self._run.store(), checkpoint_id))
-        others: list[str] = [word for word, one, other in zip(_WORDS, got, expected, strict=True) if one != other]
+        others = [word for word, one, other in zip(_WORDS, got, expected, strict=True) if one != other]
         self._others[checkpoint_id] = others
         if others:
             self._problems.append(_difference(checkpoint_id, others))

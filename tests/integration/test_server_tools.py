@@ -402,3 +402,40 @@ def test_server_and_tools_take_a_path_that_begins_here(tmp_path: Path) -> None:
     run = the_run(told("inspect", relative), "runs/r")
     assert [one["id"] for one in run["checkpoints"]] == [checkpoint.name.rpartition("/")[2]]
     assert run["step"] == 0
+
+
+# ------------------------------------------------------------------------------------------- what docs/durability.md says
+
+
+def status_on(data_dir: Path, run: str) -> kedge.RunStatus:
+    """Where a server goes on."""
+    with DurableServer(data_dir, environment=SETTINGS) as server:
+        server.start()
+        with impatient_client(server.address) as client:
+            return client.get_run(run).status()
+
+
+def test_copy_of_one_checkpoint_is_a_data_directory(seen: Seen, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    at = Path("runs/plain/checkpoints") / seen.plain_checkpoint
+    shutil.copytree(seen.path / at, backup / at)
+    shutil.copy(seen.path / "generation", backup)
+    (run,) = told("inspect", backup)["runs"]
+    assert (run["step"], run["problems"]) == (3, [])
+    assert run["digests"]["fast"] == sha256(flat(seen.plain["at checkpoint"]))
+    assert status_on(backup, "plain").step == 3
+
+
+def test_run_whose_damaged_journal_is_moved_away_goes_on_from_its_newest_checkpoint(data_dir: Path) -> None:
+    shutil.move(data_dir / "runs/main/journal", data_dir.with_name("moved"))
+    run = the_run(told("inspect", data_dir, "--run", "main"), "runs/main")
+    newest = run["checkpoints"][0]
+    assert run["step"] == newest["step"]
+    assert status_on(data_dir, "main").step == newest["step"]
+
+
+def test_run_is_moved_to_another_data_directory(seen: Seen, tmp_path: Path) -> None:
+    (tmp_path / "other/runs").mkdir(parents=True)
+    shutil.copytree(seen.path / "runs/pair", tmp_path / "other/runs/pair")
+    status = status_on(tmp_path / "other", "pair")
+    assert (status.step, status.round.contribution_count) == (1, 1)

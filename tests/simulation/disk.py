@@ -158,7 +158,7 @@ class Disk:
             checkpoint = self.checkpoints[commit.checkpoint_id]
             image.go_back(commit, RunImage.of(checkpoint.image))
             held.clear()
-            weights[commit.step :] = [checkpoint.weights]
+            go_back(weights, checkpoint.weights)
             return
         if isinstance(commit, Held):
             assert isinstance(ticket.payload, Gradient)
@@ -181,13 +181,20 @@ class Disk:
         checkpoint = self.checkpoints[self._random.choice(list(self.checkpoints))]
         recode = (lambda value: decode(encode(value))) if self._random.random() < 0.3 else (lambda value: value)
         self.image, self.held = RunImage.of(recode(checkpoint.image)), dict(checkpoint.held)
-        found = [*self.weights[: checkpoint.weights.step], checkpoint.weights]
+        found = list(self.weights)
+        go_back(found, checkpoint.weights)
         for ticket in self._journal[checkpoint.image.next_index - 2 :]:
             again = Ticket(recode(ticket.commit), ticket.fact, ticket.at_seconds)
             again.payload = ticket.payload
             self._apply(self.image, self.held, found, again)
         assert self.image.state() == before, "a checkpoint and what came after it are not what was there"
         assert (self.held, found[-1]) == (held, weights[-1]), "another state"
+
+
+def go_back(weights: list[Weights], to: Weights) -> None:
+    """Makes these the newest. Where they are ahead, what is between was of another past, and is nobody's any more."""
+    del weights[to.step :]
+    weights += [to] * (to.step + 1 - len(weights))
 
 
 def _key(commit: Held | Rejected) -> HeldKey:

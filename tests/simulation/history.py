@@ -21,6 +21,8 @@ class SimulatedContribution(Contribution):
         super().__init__(header)
         self.gradient = gradient
 
+        self.number = 0
+        """They are numbered as they came."""
         self.is_kept = False
         """Whether it is written by itself, or will be, since its worker is told that it is held."""
 

@@ -362,9 +362,16 @@ class Model:
             self.unfit.add(name)
             if self.held:
                 self.late_unfit.add(name)
+            self._forget_unfit()
         limit = self.admission.quarantine_after
         if is_counted and limit is not None and self.bad_counts[name] >= limit:
             self._send_away(name, self.admission.quarantine_seconds, now)
+
+    def _forget_unfit(self) -> None:
+        """Names that come and go do not pile up."""
+        if len(self.unfit) > self.worker_limit:
+            self.unfit &= self.contributors | self.live.keys()
+            self.late_unfit &= self.unfit
 
     def _take(self, entry: Entry, now: float) -> None:
         self.pending_count += 1

@@ -140,6 +140,7 @@ class Server:
         key = header.worker_id, header.epoch, header.sequence
         made = SimulatedContribution(header, self.gradients[key])
         made.staleness, made.result = contribution.staleness, contribution.result
+        made.number = self.model.judged[key].number
         if contribution.result is None:
             assert self.disk.held[key] == self.gradients[key]
             made.is_kept, made.judgement = True, Judgement.of_held(header, contribution.staleness)
@@ -212,6 +213,7 @@ class Server:
         assert taken is (known or contribution), "a repeated sequence gets the contribution that was recorded"
         if known is None:
             self.recorded[contribution.key] = contribution
+            contribution.number = self.model.judged[contribution.key].number
             self.gradients[contribution.key] = gradient
             self.judged_at[gradient.value] = clock - 1
         self._answer_push(known or contribution, reply)

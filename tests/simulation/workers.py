@@ -110,7 +110,7 @@ class Process:
 
         def on_answer(answer: object, _: int) -> None:
             nonlocal is_answered
-            is_answered = answer not in NOT_NOW
+            is_answered |= isinstance(answer, PushResult) or answer == "deferred"
 
         def attempt() -> None:
             if self.is_dead or is_answered or self._epoch != header.epoch:

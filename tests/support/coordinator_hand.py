@@ -8,6 +8,7 @@ import pytest
 from kedge.policies import Admission, Policy
 from kedge.wire.errors import KedgeError
 from kedge_server.core.admission import Inspection
+from kedge_server.core.commits import Commit
 from kedge_server.core.contributions import Contribution
 from kedge_server.core.coordinator import Bounds, Coordinator
 from kedge_server.core.values import ContributionHeader
@@ -35,12 +36,19 @@ class Hand:
             admission=admission or Admission(),
             bounds=Bounds(8, contribution_limit),
             first_epoch=1,
-            tell=lambda kind, **about: self.told.append((kind, about)),
+            tell=self._tell,
+            commit=self._commit,
         )
         self._epoch = 0
         self._sequences: dict[tuple[str, int], int] = {}
         for worker in workers:
             self.join(worker)
+
+    def _tell(self, kind: str, **about: Any) -> None:
+        self.told.append((kind, about))
+
+    def _commit(self, commit: Commit) -> None:
+        """For one that keeps them."""
 
     def join(self, worker: str, lease_seconds: float = 10.0) -> int:
         self._epoch += 1

@@ -1,7 +1,5 @@
 """A server with a data directory, in a process of its own, that is killed and comes back at the same address."""
 
-import contextlib
-import io
 import itertools
 import json
 import os
@@ -187,11 +185,13 @@ def kedge_server(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def inspected(data_dir: Path) -> dict[str, dict[str, Any]]:
     """What `kedge-server inspect` says of each run, by name. In this process, since to start another takes longer."""
-    from kedge_server.tools import commands
+    from kedge_server.tools import inspection, text
+    from kedge_server.tools.reading import chosen_runs, opened
 
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        commands.inspect(data_dir, run=None, as_json=True)
-    return {run["run"]: run for run in json.loads(output.getvalue())["runs"]}
+    with opened(data_dir) as directory:
+        reports, _ = inspection.inspect(chosen_runs(directory, None))
+        said = text.as_json(directory.generation, reports, directory.problems)
+    return {run["run"]: run for run in json.loads(said)["runs"]}
 
 
 def essence(run: dict[str, Any]) -> dict[str, Any]:

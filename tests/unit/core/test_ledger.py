@@ -55,10 +55,20 @@ def test_a_sequence_that_is_neither_known_nor_next_is_a_gap(sequence: int) -> No
     assert reason_of(filled(5, window=2), sequence) == ("SEQUENCE_GAP", {"expected": "6", "got": str(sequence)})
 
 
-@pytest.mark.parametrize("sequence", [1, 3, 5, 0, -1])
-def test_only_the_next_sequence_can_be_recorded(sequence: int) -> None:
+@pytest.mark.parametrize("sequence", [1, 2, 3])
+def test_nothing_is_recorded_twice(sequence: int) -> None:
+    ledger = filled(3)
     with pytest.raises(AssertionError):
-        filled(3).record(sequence, "again")
+        ledger.record(sequence, "again")
+    assert ledger.find(sequence) == f"result {sequence}"
+
+
+@pytest.mark.parametrize("sequence", [5, 0, -1])
+def test_what_is_not_the_next_sequence_is_not_recorded(sequence: int) -> None:
+    ledger = filled(3)
+    with pytest.raises(KedgeError, match="4 is next"):
+        ledger.record(sequence, "ahead")
+    assert ledger.entries() == filled(3).entries()
 
 
 @pytest.mark.parametrize("reason", ["SEQUENCE_GAP", "SEQUENCE_FORGOTTEN"])
@@ -108,3 +118,79 @@ def expected_outcome(truth: dict[int, str], window: int, sequence: int) -> str |
 def assert_window_is_kept(ledger: Ledger[str], truth: dict[int, str], window: int) -> None:
     for sequence in range(max(1, len(truth) - window + 1), len(truth) + 1):
         assert ledger.find(sequence) == truth[sequence]
+
+
+# Read back
+
+
+def test_what_is_passed_over_is_a_hole_and_may_still_come_but_once() -> None:
+    ledger = filled(2)
+    ledger.restore(5, "result 5")
+    assert (ledger.holes, ledger.last_sequence) == ((3, 4), 5)
+    assert [ledger.find(sequence) for sequence in (3, 4, 5, 6)] == [None, None, "result 5", None]
+    ledger.record(3, "late")
+    assert (ledger.holes, ledger.last_sequence, ledger.find(3)) == ((4,), 5, "late")
+    with pytest.raises(AssertionError):
+        ledger.record(3, "again")
+    assert reason_of(ledger, 7)[0] == "SEQUENCE_GAP"
+
+
+def test_what_was_written_late_fills_its_hole() -> None:
+    ledger = filled(1)
+    ledger.restore(3, "rejected at once")
+    ledger.restore(2, "part of a later step")
+    assert (ledger.holes, ledger.last_sequence) == ((), 3)
+    assert ledger.entries() == ((1, "result 1"), (2, "part of a later step"), (3, "rejected at once"))
+
+
+def test_what_is_written_again_replaces_what_was_there() -> None:
+    ledger = filled(2)
+    ledger.restore(2, "decided")
+    assert ledger.entries() == ((1, "result 1"), (2, "decided"))
+
+
+def test_hole_that_the_window_has_passed_is_forgotten_and_not_new() -> None:
+    ledger = filled(1, window=3)
+    ledger.restore(3, "result 3")
+    assert ledger.holes == (2,)
+    ledger.record(4, "result 4")
+    assert ledger.holes == (2,)
+    ledger.record(5, "result 5")
+    assert ledger.holes == ()
+    assert reason_of(ledger, 2) == ("SEQUENCE_FORGOTTEN", {"got": "2", "oldest": "3"})
+
+
+def test_ledger_of_another_ones_state_answers_alike() -> None:
+    ledger = filled(6, window=4)
+    ledger.restore(9, "result 9")
+    again: Ledger[str] = Ledger(4)
+    for sequence, entry in ledger.entries():
+        again.restore(sequence, entry)
+    again.resume(ledger.last_sequence, ledger.holes)
+    assert (again.entries(), again.holes, again.last_sequence) == (ledger.entries(), ledger.holes, 9)
+    assert [outcome(again, n) for n in range(-1, 12)] == [outcome(ledger, n) for n in range(-1, 12)]
+
+
+def test_entries_can_be_replaced_by_what_is_made_of_them() -> None:
+    ledger = filled(3)
+    ledger.replace_entries(str.upper)
+    assert ledger.entries() == ((1, "RESULT 1"), (2, "RESULT 2"), (3, "RESULT 3"))
+
+
+@given(st.integers(1, 6), st.lists(st.tuples(st.booleans(), st.integers(1, 4)), max_size=60))
+def test_whatever_is_passed_over_nothing_beyond_the_window_is_kept(window: int, turns: list[tuple[bool, int]]) -> None:
+    """Later ones are written first, and what they passed over comes afterwards, or never."""
+    ledger: Ledger[str] = Ledger(window)
+    truth: dict[int, str] = {}
+    for is_late, jump in turns:
+        last = max(truth, default=0)
+        sequence = last - jump if is_late else last + jump
+        if sequence < 1:
+            continue
+        truth[sequence] = f"of {sequence}"
+        ledger.restore(sequence, truth[sequence])
+        last = max(truth)
+        kept = range(max(1, last - window + 1), last + 1)
+        assert ledger.last_sequence == last
+        assert dict(ledger.entries()) == {n: truth[n] for n in kept if n in truth}
+        assert ledger.holes == tuple(n for n in kept if n not in truth)

@@ -9,9 +9,11 @@ from durable_server import DurableServer, kedge_server
 from durable_training import impatient_client
 from lives import gradient, params
 from safetensors.numpy import load_file
+from wire_client import WireClient
 
 import kedge
 from kedge import optim
+from kedge.v1 import checkpoint_service_pb2 as pb
 
 PERIOD = 5
 
@@ -73,6 +75,29 @@ def test_run_goes_back_to_a_checkpoint_in_the_middle_of_a_sync_period_and_repeat
     server.restart()
     assert state_of(run) == there
     assert train(run, range(7, 13)) == further
+
+
+def test_restore_or_fork_that_is_repeated_after_a_crash_is_answered_as_before_and_undoes_nothing(
+    server: DurableServer, client: kedge.Client, run: kedge.Run
+) -> None:
+    train(run, range(3))
+    name = run.checkpoint().name
+    train(run, range(3, 6))
+    restore = pb.RestoreCheckpointRequest(name=name, request_id="back")
+    fork = pb.ForkCheckpointRequest(name=name, run_id="fork", request_id="away")
+    wire = WireClient(server.address)
+    assert wire.call("CheckpointService", "RestoreCheckpoint", restore).step == 3
+    created = wire.call("CheckpointService", "ForkCheckpoint", fork).run
+    further = train(run, range(3, 5))
+    elsewhere = train(client.get_run("fork", like=params()), range(10, 12))
+
+    server.restart()
+    wire = WireClient(server.address)
+    assert wire.call("CheckpointService", "RestoreCheckpoint", restore).step == 3
+    assert wire.call("CheckpointService", "ForkCheckpoint", fork).run.create_time == created.create_time
+    wire.close()
+    assert state_of(run) == further
+    assert state_of(client.get_run("fork", like=params())) == elsewhere
 
 
 def test_fork_goes_its_own_way_from_the_same_place(server: DurableServer, client: kedge.Client, run: kedge.Run) -> None:

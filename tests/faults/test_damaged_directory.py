@@ -10,8 +10,12 @@ import pytest
 from damage import Damage, files_of, flip, flip_somewhere, truncate_somewhere
 from durable_server import DurableServer, essence, inspected, kedge_server
 from durable_training import SETTINGS, Training, impatient_client
-from recovered_content import Content, Recovered, content_of, recovered
+from recovered_content import SEGMENT_BYTES, Content, Recovered, content_of, recovered
 from server_process import ServerEndedError
+
+from kedge_server.storage.files import OsFiles
+from kedge_server.storage.journal import Journal
+from kedge_server.storage.records import parsed_mark
 
 CASES = 500
 SEED = 17
@@ -28,26 +32,48 @@ class Kept(NamedTuple):
         return self.path / "runs" / "main"
 
 
-def trained(path: Path, durability: str, **settings: str) -> Kept:
-    with DurableServer(path, environment=SETTINGS | settings) as server:
-        server.start()
-        with impatient_client(server.address) as client:
-            Training(client, durability).make_all_steps()
-            server.kill()
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Of a run whose every commit was synced before it was acknowledged."""
+    path = tmp_path_factory.mktemp("synced") / "data"
+    with DurableServer(path, environment=SETTINGS).start() as server, impatient_client(server.address) as client:
+        Training(client, "journal-sync").make_all_steps()
+        server.kill()
     return Kept(path, essence(inspected(path)["runs/main"]))
 
 
 @pytest.fixture(scope="module")
-def synced(tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    """Of a run whose every commit was synced before it was acknowledged."""
-    return trained(tmp_path_factory.mktemp("synced") / "data", "journal-sync")
-
-
-@pytest.fixture(scope="module")
 def unsynced(tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    """Of a run whose newest segment was never synced, so that a loss of power might have torn it."""
-    never = {"KEDGE_STORAGE__SYNC_SECONDS": "3600"}
-    return trained(tmp_path_factory.mktemp("unsynced") / "data", "journal", **never)
+    """Of a run whose last step was not synced yet, so that a loss of power might have torn it."""
+    for _ in range(5):
+        path = tmp_path_factory.mktemp("unsynced") / "data"
+        train_but_for_the_last_sync(path)
+        if synced_index_of(path) < last_index_of(path):
+            return Kept(path, essence(inspected(path)["runs/main"]))
+    raise AssertionError("a sync is always faster than the kill")
+
+
+def train_but_for_the_last_sync(path: Path) -> None:
+    settings = SETTINGS | {"KEDGE_STORAGE__SEGMENT_BYTES": "10000000", "KEDGE_STORAGE__SYNC_SECONDS": "0.5"}
+    with DurableServer(path, environment=settings).start() as server, impatient_client(server.address) as client:
+        training = Training(client, "journal")
+        for step in range(10):
+            training.make_step(step)
+        while synced_index_of(path) < last_index_of(path):
+            pass
+        training.make_step(10)
+        server.kill()
+
+
+def last_index_of(data_dir: Path) -> int:
+    """That of the last record that is whole."""
+    journal = Journal.open(data_dir / "runs/main/journal", OsFiles(), segment_bytes=SEGMENT_BYTES, repairs=False)
+    return journal.next_index - 1
+
+
+def synced_index_of(data_dir: Path) -> int:
+    """As the journal itself has noted it."""
+    return parsed_mark((data_dir / "runs/main/journal/synced").read_bytes())
 
 
 @pytest.fixture
@@ -193,6 +219,7 @@ def test_no_damage_is_loaded_silently(
         fates["less"] += 1
         assert level == "unsynced", f"what was synced is lost: {said}"
         assert done.path.suffix == ".log", said
+        assert found.next_index > synced_index_of(kept.path), f"what was synced is lost: {said}"
         assert found.problems, said
     assert fates["refused"], fates
     assert fates["whole"], fates

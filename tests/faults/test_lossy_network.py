@@ -75,6 +75,7 @@ def test_each_of_4000_contributions_is_applied_once(
             steps = [future.result(110) for future in pushing]
         status, snapshot = run.status(), run.snapshot()
     counts = proxy.counts
+    print(f"{TOTAL} contributions; seen on the way: {dict(counts)}")
     assert counts["answers"] > TOTAL
     assert counts["lost"] / counts["answers"] == pytest.approx(SHARES.lost, abs=0.03)
     assert counts["reset"] > SHARES.reset * TOTAL

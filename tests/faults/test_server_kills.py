@@ -78,6 +78,10 @@ def test_killed_at_any_moment_it_has_applied_what_it_said_it_had_and_nothing_twi
     assert server.stop() == 0
     kept = inspected(server.data_dir)
     assert {name: run["applied_count"] for name, run in kept.items()} == {run.run.name: run.told_count for run in runs}
+    told_count, slowest = sum(run.told_count for run in runs), max(server.ready_seconds)
+    print(
+        f"{kills} kills, {told_count} contributions applied once each; it served {slowest:.1f} s after a start at most"
+    )
 
 
 @pytest.mark.slow
@@ -99,6 +103,7 @@ def test_ten_million_parameters_are_there_again_within_ten_seconds_of_its_start(
             server.start()
             recovered = run.snapshot("fast")
             took_seconds = time.monotonic() - began_at
+            print(f"{LARGE} parameters were there {took_seconds:.1f} s after the start")
             assert recovered.step == 8
             assert recovered.fast["w"].tobytes() == weights.tobytes()
             worker.step({"w": np.ones(LARGE, np.float32)})

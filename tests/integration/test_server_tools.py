@@ -404,7 +404,36 @@ def test_server_and_tools_take_a_path_that_begins_here(tmp_path: Path) -> None:
     assert run["step"] == 0
 
 
-# ------------------------------------------------------------------------------------------- what docs/durability.md says
+# --------------------------------------------------------------------------------------------- docs/durability.md says
+
+
+def test_run_at_checkpoint_level_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    with DurableServer(tmp_path / "data") as server:
+        server.start()
+        with impatient_client(server.address) as client:
+            run = client.create_run(
+                "r",
+                params=PLAIN,
+                optimizer=optim.SGD(lr=1.0),
+                aggregation=kedge.Asynchronous(),
+                durability="checkpoint",
+            )
+            with run.join("a") as worker:
+                worker.pull()
+                for _ in range(2):
+                    worker.step(ONES)
+                    run.checkpoint()
+        server.kill()
+    damage_newest_checkpoint(server.data_dir, "r")
+    run = the_run(told("inspect", server.data_dir, code=1), "runs/r")
+    assert (run["step"], [one["intact"] for one in run["checkpoints"]]) == (1, [False, True])
+    assert status_on(server.data_dir, "r").step == 1
+
+
+def test_run_under_the_name_of_another_is_refused_and_named(data_dir: Path) -> None:
+    (data_dir / "runs/pair").rename(data_dir / "runs/couple")
+    run = the_run(told("inspect", data_dir, "--run", "couple", code=1), "runs/couple")
+    assert [f"{data_dir}/runs/couple holds runs/pair" in problem for problem in run["problems"]] == [True]
 
 
 def status_on(data_dir: Path, run: str) -> kedge.RunStatus:

@@ -97,6 +97,7 @@ def _join(model: Model, fact: Joined) -> None:
     model.live[fact.name] = Member(fact.name, fact.epoch, fact.duration_seconds, 0.0, 0.0, fact.clock)
     model.last_epochs[fact.name] = fact.epoch
     model.last_sequences[fact.name, fact.epoch] = 0
+    model.bad_counts[fact.name] = fact.bad_count
 
 
 def _end(model: Model, fact: Ended) -> None:
@@ -150,7 +151,8 @@ def _remember(model: Model, written: Sequence[AnyFact], begins_at: int) -> None:
         name, epoch, sequence = judged.entry.key
         last = model.last_sequences[name, epoch]
         model.last_sequences[name, epoch] = max(last, sequence)
-        model.bad_counts[name] = judged.bad_count
+        if model.last_epochs[name] == epoch:
+            model.bad_counts[name] = judged.bad_count
         member = model.live.get(name)
         if member is None or member.epoch != epoch or judged.entry.key not in recent:
             continue

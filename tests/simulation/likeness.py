@@ -54,8 +54,7 @@ def _check_lease(here: Lease, there: Lease, *, is_live: bool, is_written: bool) 
         assert here.ledger.holes == there.ledger.holes
     if is_live and is_written and _came_in_order(here):
         assert here.clock == there.clock
-        # Of one that has sent nothing, it is that of the lease before, and may still be on its way.
-        assert here.bad_count == there.bad_count or not here.ledger.last_sequence
+        assert here.bad_count == there.bad_count
         assert (here.last_staleness, here.last_loss) == (there.last_staleness, there.last_loss)
 
 

@@ -65,6 +65,7 @@ class Joined(NamedTuple):
     epoch: int
     duration_seconds: float
     clock: int
+    bad_count: int
 
 
 class Ended(NamedTuple):
@@ -158,7 +159,7 @@ class Model:
         self.live[name] = Member(name, epoch, duration_seconds, now, now + duration_seconds, clock)
         self.last_epochs[name] = epoch
         self.last_sequences[name, epoch] = 0
-        self.said.append(Joined(name, epoch, duration_seconds, clock))
+        self.said.append(Joined(name, epoch, duration_seconds, clock, self.bad_counts.get(name, 0)))
         self.advance(now)
         return ""
 

@@ -21,7 +21,7 @@ from kedge_server.core.values import ContributionHeader
 
 from . import facts
 from .accounts import check_what_is_said
-from .disk import EPOCH_SECONDS, Disk, Ticket, Weights, check_said
+from .disk import EPOCH_SECONDS, Disk, Ticket, Weights, check_said, go_back
 from .history import Clocks, Promises, Rounds, SimulatedContribution, Told, gradient_of
 from .likeness import check_likeness
 from .loop import Action, Loop
@@ -289,7 +289,7 @@ class Server:
         self.coordinator.begin_at(image, self.loop.now)
         self.disk.commit(Restored(request_id, checkpoint_id, image.step), facts.Restored(fact_count, request_id))
         self._restores.remember(request_id, image.step)
-        self.weights[image.step :] = [checkpoint.weights]
+        go_back(self.weights, checkpoint.weights)
         self.told.applied_step = self.rounds.last_step = image.step
         self.told.tell("restored")
         self.clocks.begin_anew(image.step)

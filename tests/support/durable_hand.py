@@ -10,7 +10,7 @@ from kedge.wire.manifest import Manifest
 from kedge_server.core.commits import Commit, Created, Held, Judgement, RunConfig, Stepped, Updated
 from kedge_server.core.contributions import Contribution, Round
 from kedge_server.core.coordinator import Bounds, Coordinator
-from kedge_server.core.image import ImageState, RunImage
+from kedge_server.core.image import ImageState, LeaseState, RunImage
 from kedge_server.storage.plain import decode, encode
 
 EPOCH_SECONDS = 2.0**30
@@ -77,17 +77,25 @@ class DurableHand(Hand):
             tell=self._tell,
             commit=self._commit,
         )
-        self.coordinator.resume(
-            self.image, make=_made_of, now_seconds=lives_at, time_seconds=died_at + down_seconds
-        )
+        self.coordinator.resume(self.image, make=_made_of, now_seconds=lives_at, time_seconds=died_at + down_seconds)
 
     def again(self, worker: str, epoch: int, sequence: int, **about: Any) -> Contribution:
         """Sends a contribution of this sequence, whatever was sent before."""
         return self.submit(self.header(worker, epoch, sequence, **about))
 
+    def result_of(self, worker: str, epoch: int, sequence: int) -> tuple[str, str, int]:
+        """What a repetition is answered."""
+        found = self.again(worker, epoch, sequence, base_step=0).result
+        assert found is not None
+        return found.outcome, found.reason, found.step
+
     def state(self) -> ImageState:
         """The image's."""
         return self.image.state()
+
+    def lease_state(self, worker: str) -> LeaseState:
+        """A live worker's lease, as the image has it."""
+        return next(lease for lease in self.state().live if lease.worker_id == worker)
 
 
 def _stepped(closed: Round) -> Stepped:

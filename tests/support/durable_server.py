@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -31,12 +32,14 @@ class DurableServer:
     Attributes:
         address: HOST:PORT of all its processes.
         processes: all that were started, the present one last.
+        ready_seconds: how long each took from its start until it served.
     """
 
     def __init__(self, data_dir: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.data_dir = data_dir
         self.address = f"127.0.0.1:{free_port()}"
         self.processes: list[ServerProcess] = []
+        self.ready_seconds: list[float] = []
         self._arguments = ("--listen", self.address, "--data-dir", str(data_dir), *arguments)
         self._environment = environment or {}
 
@@ -58,11 +61,13 @@ class DurableServer:
         """
         self._bury()
         environment = self._environment | ({"KEDGE_FAILPOINT": failpoint} if failpoint else {})
+        began_at = time.monotonic()
         try:
             process = ServerProcess(*self._arguments, environment=environment)
         except ServerEndedError as ended:
             self.processes.append(ended.process)
             raise
+        self.ready_seconds.append(time.monotonic() - began_at)
         self.processes.append(process)
         return self
 

@@ -100,7 +100,7 @@ class Training:
             self.run.set_hyperparameters(grad_clip_norm=0.5)
         if step in (2, 6, 7):
             assert self.run.tick_schedule(group="biases", to=None) == {2: 1, 6: 2, 7: 3}[step]
-        if step in (5, 8):
+        if step in (4, 7, 9):
             self.run.checkpoint()
         if step in (3, 9):
             self._create_another_and_delete_it(f"side{step}")

@@ -32,6 +32,8 @@ def play(data_dir: Path, durability: Any, failpoints: Sequence[str] = ()) -> Out
             training.close()
         code = revival.stop()
     runs = inspected(data_dir)
+    assert all(runs["runs/main"]["digests"].values())
+    assert runs["runs/main"]["problems"] == []
     return Outcome(revival.deaths, code, fast, slow, essence(runs["runs/main"]), set(runs))
 
 

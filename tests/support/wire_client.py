@@ -12,9 +12,23 @@ import numpy as np
 from google.protobuf import message_factory
 from google.rpc import error_details_pb2, status_pb2
 
-from kedge.v1 import optimizer_pb2, optimizer_service_pb2, run_pb2, run_service_pb2, schedule_pb2, tensor_pb2
+from kedge.v1 import (
+    checkpoint_service_pb2,
+    optimizer_pb2,
+    optimizer_service_pb2,
+    run_pb2,
+    run_service_pb2,
+    schedule_pb2,
+    tensor_pb2,
+)
 
 CHUNK = 1 << 20
+
+_SERVICES = {
+    "CheckpointService": checkpoint_service_pb2,
+    "OptimizerService": optimizer_service_pb2,
+    "RunService": run_service_pb2,
+}
 
 
 def crc32c(data: bytes) -> int:
@@ -91,7 +105,7 @@ class WireClient:
 
     def call(self, service: str, method: str, request: Any, *, timeout: float = 30) -> Any:
         """One call; `request` is a message, or an iterable of messages or bytes where the request streams."""
-        pool = {"RunService": run_service_pb2, "OptimizerService": optimizer_service_pb2}[service]
+        pool = _SERVICES[service]
         descriptor = pool.DESCRIPTOR.services_by_name[service].methods_by_name[method]
         kind = f"{_arity(descriptor.client_streaming)}_{_arity(descriptor.server_streaming)}"
         stub = getattr(self.channel, kind)(

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import grpc
@@ -28,6 +29,8 @@ _HEALTH_SECONDS = 1.0
 _CHECKPOINTS_EVERY_SECONDS = 1.0
 
 _HURRY_SECONDS = 2.0
+_LEAST_GRACE_SECONDS = 0.2
+"""For calls that have just been answered to bring that to their callers, whatever storage took."""
 
 _SYNC_FAILED = 74
 """The exit code of a server that could not bring data to its disk: EX_IOERR of sysexits.h."""
@@ -81,10 +84,11 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     with contextlib.suppress(TimeoutError):  # a health watcher that does not read would keep it for ever
         async with asyncio.timeout(_HEALTH_SECONDS):
             await healthiness.enter_graceful_shutdown()
-    await registry.end()
+    ends_at = time.monotonic() + config.server.grace_seconds
+    registry.end()
     is_whole = await _store(registry, stop, config.server.grace_seconds)
     idle.end()
-    await server.stop(config.server.grace_seconds)
+    await server.stop(max(_LEAST_GRACE_SECONDS, ends_at - time.monotonic()))
     registry.close()
     if not is_whole:
         _exit_at_once(0)  # a thread may still be writing a checkpoint that nobody waits for

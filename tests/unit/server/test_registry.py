@@ -52,7 +52,8 @@ def new(name: str, *, request_id: str = "", count: int = 3) -> NewRun:
 async def registry() -> AsyncIterator[Registry]:
     registry = Registry(LIMITS)
     yield registry
-    await registry.end()
+    registry.end()
+    await registry.store_all(hurry=False)
     registry.close()
 
 
@@ -121,8 +122,10 @@ async def test_initial_weights_are_copied_out_of_the_staging_buffer(registry: Re
 
 async def test_ending_waits_for_a_creation_and_ends_its_run(registry: Registry) -> None:
     creation = asyncio.create_task(create(registry, new("a")))
-    await asyncio.sleep(0)
-    await registry.end()
+    while not registry._creating:
+        await asyncio.sleep(0)
+    registry.end()
+    await registry.store_all(hurry=False)
     run = await creation
     for call in (lambda: run.join("w", epoch=1, duration_seconds=1), lambda: run.heartbeat("w", 1)):
         with pytest.raises(KedgeError) as caught:
@@ -136,7 +139,8 @@ async def test_ending_waits_for_a_creation_and_ends_its_run(registry: Registry) 
 async def test_run_may_be_deleted_while_the_server_ends(registry: Registry) -> None:
     for name in "ab":
         await create(registry, new(name))
-    ending = asyncio.create_task(registry.end())
+    registry.end()
+    ending = asyncio.create_task(registry.store_all(hurry=False))
     await registry.delete("runs/a")
     await ending
 

@@ -55,12 +55,19 @@ class NormHistory:
         self._norms: dict[str, deque[float]] = {}
         self._outliers: set[str] = set()
 
-    def add(self, worker_id: str, norm: float, *, is_outlier: bool) -> None:
-        """Takes the norm of what a worker sent, whether it was taken or not. Zeros and infinities say nothing."""
+    def add(self, worker_id: str, norm: float, *, is_outlier: bool | None) -> None:
+        """Takes the norm of what a worker sent, whether it was taken or not. Zeros and infinities say nothing.
+
+        Args:
+            worker_id: the worker.
+            norm: the norm.
+            is_outlier: whether it was one; None of one that did not come last.
+        """
         if not 0 < norm < math.inf:
             return
         self._norms.setdefault(worker_id, deque(maxlen=OUTLIER_WINDOW)).append(norm)
-        (self._outliers.add if is_outlier else self._outliers.discard)(worker_id)
+        if is_outlier is not None:
+            (self._outliers.add if is_outlier else self._outliers.discard)(worker_id)
 
     def forget(self, worker_id: str) -> None:
         """Forgets a worker that has gone."""

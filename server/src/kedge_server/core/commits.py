@@ -67,6 +67,8 @@ class Joined(NamedTuple):
     worker_id: str
     epoch: int
     duration_seconds: float
+    bad_count: int = 0
+    """Those in a row that its last lease hands on. What ended that row may be written later."""
 
 
 class Ended(NamedTuple):

@@ -102,7 +102,7 @@ class Coordinator:
         lease = self.leases.join(worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds)
         if superseded is not None:
             self._end_evicted(superseded, "WORKER_SUPERSEDED", "another process has joined under its name")
-        self._commit(Joined(worker_id, epoch, duration_seconds))
+        self._commit(Joined(worker_id, epoch, duration_seconds, lease.bad_count))
         self._tell("joined", worker_id=worker_id, epoch=epoch)
         self.advance(now_seconds)
         return lease
@@ -245,9 +245,7 @@ class Coordinator:
         self._cohort.formed_at_seconds = now_seconds
         self.closed_step, self.applied_count, self.loss = copy.step, copy.applied_count, copy.loss
         self.rejected_counts = copy.rejected_counts
-        for worker_id, epoch, sequence in copy.held:
-            held = self.leases.find(worker_id, epoch).ledger.find(sequence)
-            assert held is not None, "what is held is in its ledger"
+        for held in copy.held.values():
             self._round.add(held, now_seconds)
         self._pending_count = len(self._round.contributions)
         self.advance(now_seconds)

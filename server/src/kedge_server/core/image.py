@@ -34,6 +34,9 @@ from kedge_server.core.contributions import Contribution
 from kedge_server.core.leases import Lease, LeaseTable, LeaseTableState
 from kedge_server.core.values import ContributionHeader, PushResult
 
+_REMEMBERED_EPOCHS = 4096
+"""Ended leases that are remembered: as many as a live table does where it may have twice the workers of the default."""
+
 HeldKey = tuple[str, int, int]
 """Worker, epoch, sequence."""
 
@@ -93,6 +96,8 @@ class ImageState(NamedTuple):
     norms: tuple[tuple[str, tuple[float, ...], bool], ...]
     held: tuple[HeldKey, ...]
     """The contributions of the open round whose workers know of it, as they came."""
+    held_entries: tuple[EntryState, ...]
+    """The same, since a ledger, or the table of leases, may have forgotten them."""
     updates: tuple[tuple[str, int], ...]
     ticks: tuple[tuple[str, RateState], ...]
     evictions: tuple[tuple[str, None], ...]
@@ -120,7 +125,9 @@ class RunImage:
         self.rejected_counts: Counter[str] = Counter()
         self.loss: float | None = None
         self.cohort = Cohort()
-        self.leases = LeaseTable(config.name, worker_limit=0, first_epoch=config.first_epoch)
+        self.leases = LeaseTable(
+            config.name, worker_limit=0, first_epoch=config.first_epoch, ended_limit=_REMEMBERED_EPOCHS
+        )
         self.norms = NormHistory()
         self.held: dict[HeldKey, Contribution] = {}
         self.updates: Answers[int] = Answers()
@@ -192,7 +199,7 @@ class RunImage:
             epoch=joined.epoch,
             duration_seconds=joined.duration_seconds,
             now_seconds=time_seconds,
-        )
+        ).bad_count = joined.bad_count
 
     def _end(self, ended: Ended, time_seconds: float) -> None:
         self.evictions.remember(ended.request_id, None)
@@ -246,9 +253,10 @@ class RunImage:
         lease = self.leases.remembered(judgement.worker_id, judgement.epoch)
         if lease is None:
             return
+        is_newest = judgement.sequence > lease.ledger.last_sequence
         if judgement.norm is not None and self.leases.is_live(lease):
-            self.norms.add(judgement.worker_id, judgement.norm, is_outlier=judgement.is_outlier)
-        if judgement.sequence > lease.ledger.last_sequence:
+            self.norms.add(judgement.worker_id, judgement.norm, is_outlier=judgement.is_outlier if is_newest else None)
+        if is_newest:
             lease.last_staleness, lease.last_loss = judgement.staleness, judgement.loss
             lease.clock, lease.bad_count = judgement.clock, judgement.bad_count
         lease.ledger.restore(judgement.sequence, contribution)
@@ -279,6 +287,7 @@ class RunImage:
             blocks=table.blocks,
             norms=self.norms.state(),
             held=tuple(self.held),
+            held_entries=tuple(_entry_state(key[2], entry) for key, entry in self.held.items()),
             updates=self.updates.state(),
             ticks=self.ticks.state(),
             evictions=self.evictions.state(),
@@ -306,7 +315,7 @@ class RunImage:
             )
         )
         image.norms.resume(state.norms)
-        image.held = image._held_of(state.held)
+        image.held = image._held_of(state.held, state.held_entries)
         image.updates, image.ticks = Answers(state.updates), Answers(state.ticks)
         image.evictions, image.restores = Answers(state.evictions), Answers(state.restores)
         return image
@@ -326,17 +335,23 @@ class RunImage:
         for lease in (*table.live, *table.ended):
             lease.joined_at_seconds, lease.expires_at_seconds = now_seconds, now_seconds + lease.duration_seconds
             lease.ledger.replace_entries(make)
+        copy.held = {key: copy._made(key, entry, make) for key, entry in copy.held.items()}
         blocks = tuple((worker, until - time_seconds + now_seconds, cause) for worker, until, cause in table.blocks)
         copy.leases.resume(table._replace(blocks=blocks))
         return copy
 
-    def _held_of(self, keys: tuple[HeldKey, ...]) -> dict[HeldKey, Contribution]:
+    def _made(self, key: HeldKey, entry: Contribution, make: Callable[[Contribution], Contribution]) -> Contribution:
+        """What was made of an entry that a ledger has, or what is made of it now."""
+        lease = self.leases.remembered(*key[:2])
+        known = None if lease is None else lease.ledger.kept(key[2])
+        return known or make(entry)
+
+    def _held_of(self, keys: tuple[HeldKey, ...], entries: tuple[EntryState, ...]) -> dict[HeldKey, Contribution]:
         held: dict[HeldKey, Contribution] = {}
-        for worker_id, epoch, sequence in keys:
-            lease = self.leases.remembered(worker_id, epoch)
-            contribution = None if lease is None else lease.ledger.find(sequence)
-            if contribution is not None:
-                held[worker_id, epoch, sequence] = contribution
+        for key, entry in zip(keys, entries, strict=True):
+            lease = self.leases.remembered(*key[:2])
+            known = None if lease is None else lease.ledger.kept(key[2])
+            held[key] = known or _contribution(key[0], key[1], entry)
         return held
 
 
@@ -396,15 +411,15 @@ def _lease(state: LeaseState) -> Lease:
         eviction_cause=state.eviction_cause,
     )
     for entry in state.entries:
-        lease.ledger.restore(entry.sequence, _contribution(state, entry))
+        lease.ledger.restore(entry.sequence, _contribution(state.worker_id, state.epoch, entry))
     lease.ledger.resume(state.last_sequence, state.holes)
     return lease
 
 
-def _contribution(lease: LeaseState, entry: EntryState) -> Contribution:
+def _contribution(worker_id: str, epoch: int, entry: EntryState) -> Contribution:
     header = ContributionHeader(
-        worker_id=lease.worker_id,
-        epoch=lease.epoch,
+        worker_id=worker_id,
+        epoch=epoch,
         sequence=entry.sequence,
         base_step=entry.base_step,
         manifest_digest=b"",

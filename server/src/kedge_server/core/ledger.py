@@ -51,6 +51,10 @@ class Ledger(Generic[EntryT]):
             got=sequence,
         )
 
+    def kept(self, sequence: int) -> EntryT | None:
+        """The entry of a sequence, if it is kept."""
+        return self._entries.get(sequence)
+
     def record(self, sequence: int, entry: EntryT) -> None:
         """Records the next sequence, or one of a hole; the oldest entry beyond the window is forgotten."""
         assert self.find(sequence) is None, "find() lets no other through"
@@ -67,11 +71,14 @@ class Ledger(Generic[EntryT]):
         self._keep(sequence, entry)
 
     def _keep(self, sequence: int, entry: EntryT) -> None:
-        self.last_sequence = max(self.last_sequence, sequence)
+        before, self.last_sequence = self.last_sequence, max(self.last_sequence, sequence)
+        forgotten = self.last_sequence - self._window
         self._entries[sequence] = entry
-        oldest = self.last_sequence - self._window
-        self._entries.pop(oldest, None)
-        self._holes = {hole for hole in self._holes if hole > oldest}
+        for old in {sequence, *range(before - self._window + 1, forgotten + 1)}:
+            if old <= forgotten:
+                self._entries.pop(old, None)
+        if self._holes:
+            self._holes = {hole for hole in self._holes if hole > forgotten}
 
     def resume(self, last_sequence: int, holes: tuple[int, ...]) -> None:
         """Takes up the numbers that belong to the entries."""

@@ -1,6 +1,6 @@
 """What passes between a run and what keeps it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,13 +45,37 @@ class Restorable(NamedTuple):
 
 
 class Ticket:
-    """A commit on its way to the journal. Those behind it wait until its payload is there."""
+    """A commit on its way to the journal. Those behind it wait until its payload is there.
+
+    Attributes:
+        commit: what happened.
+        time_seconds: when, in seconds since 1970.
+        payload: its arrays; None before they are there, empty when it is written.
+        image: of a `Restored`: where the run goes back to.
+        size_bytes: of its record, once that is made.
+        is_written: whether it is as durable as the run's level asks for.
+    """
 
     def __init__(self, commit: Commit, payload: Sequence[np.ndarray] | None, time_seconds: float = 0.0) -> None:
         self.commit = commit
         self.time_seconds = time_seconds
         self.payload = payload
+        self.image: RunImage | None = None
+        self.size_bytes = 0
         self.is_written = False
+        self._on_written: Callable[[], object] = lambda: None
+
+    def when_written(self, callback: Callable[[], object]) -> None:
+        """Calls back once it is written, or now."""
+        if self.is_written:
+            callback()
+        else:
+            self._on_written = callback
+
+    def note_written(self) -> None:
+        """It is written."""
+        self.payload, self.is_written = (), True
+        self._on_written()
 
 
 class Replayed(NamedTuple):

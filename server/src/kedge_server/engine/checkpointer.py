@@ -24,7 +24,6 @@ class Checkpointer:
         store: where they go.
         pipeline: where the state is.
         feed: hears of those that are complete.
-        applied_step: tells the step of the run's weights.
         gradients: tells the gradients of contributions that are held.
     """
 
@@ -34,13 +33,11 @@ class Checkpointer:
         pipeline: Pipeline,
         feed: Feed,
         *,
-        applied_step: Callable[[], int],
         gradients: Callable[[Iterable[HeldKey]], dict[HeldKey, np.ndarray]],
     ) -> None:
         self._store = store
         self._pipeline = pipeline
         self._feed = feed
-        self._applied_step = applied_step
         self._gradients = gradients
         self._taking: asyncio.Task[None] | None = None
         self._is_stopped = False
@@ -51,9 +48,9 @@ class Checkpointer:
         Raises:
             KedgeError: DURABILITY_UNAVAILABLE, STORAGE_FULL or STORAGE_UNAVAILABLE.
         """
-        newest = next(iter(self._store.checkpoints()), None)
-        if not metrics and newest is not None and newest.step == self._applied_step():
-            return newest
+        of_now = self._store.checkpoint_of_now()
+        if of_now is not None and not metrics:
+            return of_now
         info = await self._store.save(self._capture, metrics)
         self._feed.tell("checkpoint", checkpoint=self._store.checkpoint_name(info.checkpoint_id))
         return info
@@ -82,6 +79,8 @@ class Checkpointer:
             await self.take({})
         except KedgeError as error:
             _log.warning("checkpoint failed", cause=error.message)
+        except Exception:
+            _log.exception("checkpoint failed")
         finally:
             self._taking = None
 

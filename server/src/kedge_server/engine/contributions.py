@@ -21,13 +21,14 @@ class PendingContribution(Contribution):
         gradient: its gradient, owned from now on; given back when it is rejected, or applied.
     """
 
-    __slots__ = ("_closed", "_gradient", "_outcome", "is_kept")
+    __slots__ = ("_closed", "_gradient", "_is_owner", "_outcome", "is_kept")
 
     def __init__(self, header: ContributionHeader, gradient: StagingBuffer) -> None:
         super().__init__(header)
         self._closed: asyncio.Event | None = asyncio.Event()
         self._outcome: asyncio.Future[PushResult] | None = asyncio.get_running_loop().create_future()
         self._gradient: StagingBuffer | None = gradient
+        self._is_owner = True
         self.is_kept = False
         """Whether storage has it, or will have: because its worker is told that it is held."""
 
@@ -37,7 +38,7 @@ class PendingContribution(Contribution):
         made = cls.__new__(cls)
         Contribution.__init__(made, contribution.header, contribution.staleness, contribution.result)
         made._closed = made._outcome = made._gradient = None
-        made.is_kept = True
+        made.is_kept, made._is_owner = True, False
         return made
 
     @property
@@ -75,9 +76,8 @@ class PendingContribution(Contribution):
             self._closed = self._outcome = None  # who waits has them
 
     def fail(self, error: Exception) -> None:
-        """Gives everyone who waits an error; and the buffer back, unless storage is to have it."""
-        if not self.is_kept:
-            self.release()
+        """Gives everyone who waits an error, and the buffer back."""
+        self.release()
         if self.result is not None:
             return
         self.closed.set()
@@ -86,10 +86,15 @@ class PendingContribution(Contribution):
             self.outcome.exception()  # a contribution that nobody waits for is no defect to warn of
 
     def release(self) -> None:
-        """Gives the buffer back."""
-        if self._gradient is not None:
+        """Gives the buffer back, unless someone else owns it."""
+        if self._gradient is not None and self._is_owner:
             self._gradient.release()
-            self._gradient = None
+        self._gradient = None
+
+    def hand_over(self) -> StagingBuffer:
+        """Its buffer, for an owner that gives it back."""
+        self._is_owner = False
+        return self.gradient
 
 
 def pending(contribution: Contribution) -> PendingContribution:
@@ -120,11 +125,6 @@ def fail_all(contributions: Iterable[Contribution], error: KedgeError) -> None:
         pending(contribution).fail(error)
 
 
-def kept(contributions: Iterable[Contribution]) -> list[PendingContribution]:
-    """Those of them that storage has, or will have."""
-    return [contribution for contribution in map(pending, contributions) if contribution.is_kept]
-
-
 def run_failed(run: str, error: BaseException) -> KedgeError:
     """What is said of the contributions of a run that an update has ended."""
     return KedgeError(
@@ -133,3 +133,9 @@ def run_failed(run: str, error: BaseException) -> KedgeError:
         "the run is kept on disk; else pull the weights of its last step, and create it anew",
         run=run,
     )
+
+
+def going_back(run: str) -> KedgeError:
+    """What is said to who comes while a run goes back to a checkpoint."""
+    message = f"{run} is going back to a checkpoint: call again after 0.1 s"
+    return KedgeError("QUEUE_FULL", message, retry_after_seconds=0.1, limit=0)

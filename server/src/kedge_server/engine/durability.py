@@ -8,7 +8,7 @@ import numpy as np
 
 from kedge.policies import Durability
 from kedge.wire.errors import KedgeError
-from kedge_server.core.commits import Commit, Created
+from kedge_server.core.commits import Commit, Created, Restored
 from kedge_server.core.image import ImageState, RunImage
 from kedge_server.core.stored import Capture, CheckpointInfo, Replayed, Restorable, Ticket
 
@@ -35,6 +35,9 @@ class RunStore(Protocol):
     def commit(self, commit: Commit, payload: Sequence[np.ndarray] = ()) -> Ticket:
         """Takes the next commit. The payload must not change until it is written."""
 
+    def go_back(self, restored: Restored, image: RunImage) -> Ticket:
+        """Takes the commit of going back to a checkpoint that `load` gave, with its image."""
+
     def reserve(self, commit: Commit) -> Ticket:
         """Takes the next commit, whose payload is to follow: see `provide`."""
 
@@ -57,6 +60,12 @@ class RunStore(Protocol):
         Raises:
             KedgeError: as `acknowledge`.
         """
+
+    def abandon(self, error: KedgeError) -> None:
+        """Lets nobody wait for a commit any more: the run has failed, and payloads will never come."""
+
+    def checkpoint_of_now(self) -> CheckpointInfo | None:
+        """The newest one, if the run is as it was then but for its workers."""
 
     def checkpoint_is_due(self) -> bool:
         """Whether it is time for one."""
@@ -151,7 +160,13 @@ class MemoryStore:
 
     def commit(self, commit: Commit, payload: Sequence[np.ndarray] = ()) -> Ticket:
         """Forgets it."""
-        return Ticket(commit, payload)
+        ticket = Ticket(commit, payload)
+        ticket.note_written()
+        return ticket
+
+    def go_back(self, restored: Restored, image: RunImage) -> Ticket:
+        """There is nothing to go back to."""
+        raise self._unavailable()
 
     def reserve(self, commit: Commit) -> Ticket:
         """Forgets it."""
@@ -166,9 +181,16 @@ class MemoryStore:
     async def acknowledge(self) -> None:
         """There is nothing to wait for."""
 
+    def abandon(self, error: KedgeError) -> None:
+        """Nobody waits."""
+
     async def until(self, result: "asyncio.Future[Any]") -> None:
         """Waits for the result alone."""
         await asyncio.wait([result])
+
+    def checkpoint_of_now(self) -> CheckpointInfo | None:
+        """There is none."""
+        return None
 
     def checkpoint_is_due(self) -> bool:
         """Never."""

@@ -6,6 +6,7 @@ from kedge_server.core.values import PushResult
 from kedge_server.engine.clock import Clock
 from kedge_server.engine.contributions import PendingContribution
 from kedge_server.engine.durability import RunStore
+from kedge_server.engine.held import HeldBuffers
 from kedge_server.engine.waiting import within
 
 
@@ -15,12 +16,14 @@ class Outcomes:
     Args:
         coordinator: decides on them.
         store: what keeps the run.
+        held: the gradients that storage has, too.
         clock: the time.
     """
 
-    def __init__(self, coordinator: Coordinator, store: RunStore, clock: Clock) -> None:
+    def __init__(self, coordinator: Coordinator, store: RunStore, held: HeldBuffers, clock: Clock) -> None:
         self._coordinator = coordinator
         self._store = store
+        self._held = held
         self._clock = clock
 
     async def result(self, contribution: PendingContribution, wait_seconds: float | None) -> PushResult:
@@ -43,13 +46,17 @@ class Outcomes:
             return deferred
         outcome = contribution.outcome
         await self._store.until(outcome)
-        return outcome.result()
+        result = outcome.result()
+        if result.outcome != "applied":
+            await self._store.acknowledge()
+        return result
 
     def _keep(self, contribution: PendingContribution) -> None:
         """Has a contribution stored by itself, because its worker is told that it is held and need not come again."""
         if not contribution.is_kept:
             contribution.is_kept = True
             assert contribution.judgement is not None, "what is held was judged"
+            self._held.take_over(contribution)
             self._store.commit(Held(contribution.judgement), [contribution.gradient.array])
 
     def _deferred(self, contribution: PendingContribution) -> PushResult:

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from kedge_server.core import rounds
 from kedge_server.core.commits import Judgement, Stepped
 from kedge_server.core.contributions import Contribution, Round
 from kedge_server.core.stored import Ticket
-from kedge_server.engine.contributions import pending
+from kedge_server.engine.contributions import pending, run_failed
 from kedge_server.engine.device import DeviceThread, Writer
 from kedge_server.engine.durability import RunStore
 from kedge_server.engine.snapshots import Snapshot
@@ -34,6 +34,13 @@ class ClosedRound(NamedTuple):
     values: tuple[StepValues, ...]
     """The hyperparameters of the step."""
     ticket: Ticket
+
+
+class Call(NamedTuple):
+    """Something else that is done to the state."""
+
+    run: Callable[[], Awaitable[None]]
+    done: "asyncio.Future[Any]"
 
 
 class Pipeline:
@@ -61,24 +68,27 @@ class Pipeline:
         self._store = store
         self._on_applied = on_applied
         self._on_failed = on_failed
-        self._jobs: deque[ClosedRound | Callable[[], Awaitable[None]]] = deque()
+        self._jobs: deque[ClosedRound | Call] = deque()
         self._working: asyncio.Task[None] | None = None
 
     def add(self, closed: Round, values: tuple[StepValues, ...]) -> None:
         """Takes the next round to be applied."""
         self._start(ClosedRound(closed, values, self._store.reserve(_commit_of(closed, values))))
 
-    async def do(self, begin: Callable[[], Callable[[Writer], ResultT]]) -> ResultT:
+    async def do(self, begin: Callable[[], Callable[[Writer], ResultT]], ticket: Ticket | None = None) -> ResultT:
         """Does something to the state, after what is there to be done already.
 
         Args:
             begin: called on the loop when it is its turn; what it returns is called on the device thread.
+            ticket: a commit that has to be written before the next job.
         """
         done: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
 
         async def run() -> None:
             try:
                 result = await self._device.run(begin(), self._writer)
+                if ticket is not None:
+                    await self._store.written(ticket)
             except Exception as error:
                 if not done.done():
                     done.set_exception(error)
@@ -86,8 +96,12 @@ class Pipeline:
                 if not done.done():
                     done.set_result(result)
 
-        self._start(run)
+        self._start(Call(run, done))
         return await done
+
+    def contributions(self) -> list[Contribution]:
+        """Those of the rounds that are not applied yet."""
+        return [c for job in self._jobs if isinstance(job, ClosedRound) for c in job.round.contributions]
 
     @property
     def is_busy(self) -> bool:
@@ -99,7 +113,7 @@ class Pipeline:
         while self._working is not None:
             await asyncio.wait([self._working])
 
-    def _start(self, job: ClosedRound | Callable[[], Awaitable[None]]) -> None:
+    def _start(self, job: ClosedRound | Call) -> None:
         self._jobs.append(job)
         if self._working is None:
             self._working = asyncio.create_task(self._work())
@@ -111,9 +125,12 @@ class Pipeline:
                 if isinstance(job, ClosedRound):
                     await self._apply(job)
                 else:
-                    await job()
+                    await job.run()
         except Exception as error:
             self._on_failed([job.round for job in self._jobs if isinstance(job, ClosedRound)], error)
+            for job in self._jobs:
+                if isinstance(job, Call) and not job.done.done():
+                    job.done.set_exception(run_failed("the run", error))
             self._jobs.clear()
         finally:
             self._working = None

@@ -232,6 +232,9 @@ class Registry:
         Raises:
             KedgeError: as `find_created`.
         """
+        return await asyncio.shield(asyncio.ensure_future(self._create(new, plan, weights)))
+
+    async def _create(self, new: NewRun, plan: Plan, weights: StagingBuffer) -> RunEngine:
         try:
             existing = await self.find_created(new)
             if existing is not None:
@@ -248,6 +251,9 @@ class Registry:
         Raises:
             KedgeError: as `find_created` and `RunEngine.restore`.
         """
+        return await asyncio.shield(asyncio.ensure_future(self._fork(run, checkpoint_id, name, request_id)))
+
+    async def _fork(self, run: RunEngine, checkpoint_id: str, name: str, request_id: str) -> RunEngine:
         new = _like(run, name, request_id)
         existing = await self.find_created(new)
         if existing is not None:
@@ -317,6 +323,9 @@ class Registry:
         Raises:
             KedgeError: RUN_NOT_FOUND; STORAGE_UNAVAILABLE: it has ended, but what is stored of it could not be deleted.
         """
+        await asyncio.shield(asyncio.ensure_future(self._delete(name)))
+
+    async def _delete(self, name: str) -> None:
         run = self.get(name)
         del self._runs[name], self._accounts[run]
         run.end(_not_found(name))
@@ -333,11 +342,9 @@ class Registry:
         for run in self._runs.values():
             run.checkpoint_if_due()
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """Takes nothing more, and ends every run. Snapshots can still be read."""
         self._is_ending = True
-        if self._creating:
-            await asyncio.wait(self._creating.values())
         for run in self._runs.values():
             run.end(_draining())
 
@@ -346,7 +353,15 @@ class Registry:
 
         In a hurry it does neither: what was acknowledged is stored in any case.
         """
-        await asyncio.gather(*(run.close(hurry=hurry) for run in self._runs.values()))
+        if self._creating and not hurry:
+            await asyncio.wait(self._creating.values())
+            self.end()
+        runs = list(self._runs.values())
+        for run, outcome in zip(
+            runs, await asyncio.gather(*(run.close(hurry=hurry) for run in runs), return_exceptions=True), strict=True
+        ):
+            if isinstance(outcome, Exception):
+                _log.error("run was not closed well", run=run.config.name, exc_info=outcome)
         if self._storage is not None:
             await self._storage.close()
 
@@ -445,6 +460,6 @@ def _not_found(name: str) -> KedgeError:
     return KedgeError(
         "RUN_NOT_FOUND",
         f"there is no {name}: create it, or look at the list of runs; "
-        "a server that was started anew has none of before",
+        "without a data directory a server that is started anew has none of before",
         run=name,
     )

@@ -7,11 +7,11 @@ is never behind the second; every contribution in a closed round gets its result
 durable as the run's level asks for.
 """
 
+import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-import numpy as np
 import structlog
 
 from kedge.optim.controls import RateState
@@ -19,7 +19,7 @@ from kedge.policies import Admission, Policy
 from kedge.wire.errors import KedgeError
 from kedge_server.core.admission import Inspection
 from kedge_server.core.answers import Answers
-from kedge_server.core.commits import Commit, Restored, Ticked, Updated
+from kedge_server.core.commits import Commit, Rejected, Restored, Ticked, Updated
 from kedge_server.core.contributions import Round
 from kedge_server.core.coordinator import Bounds, Coordinator
 from kedge_server.core.image import HeldKey, RunImage
@@ -28,10 +28,11 @@ from kedge_server.core.stored import Arrays, CheckpointInfo
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.checkpointer import Checkpointer
 from kedge_server.engine.clock import Alarm, Clock
-from kedge_server.engine.contributions import PendingContribution, fail_all, kept, made_of, pending, run_failed
+from kedge_server.engine.contributions import PendingContribution, fail_all, going_back, made_of, pending, run_failed
 from kedge_server.engine.device import DeviceThread, Writer
 from kedge_server.engine.durability import RunStore
 from kedge_server.engine.feed import Feed
+from kedge_server.engine.held import HeldBuffers
 from kedge_server.engine.outcomes import Outcomes
 from kedge_server.engine.pipeline import Pipeline
 from kedge_server.engine.publication import OPEN, Publication
@@ -73,6 +74,7 @@ class RunEngine:
     ) -> None:
         self.config = config = image.config
         self._store = store
+        self._held = HeldBuffers(is_stored=store.level != "memory")
         self._clock = clock
         self._publication = Publication(config.name, snapshot, clock)
         self.feed = Feed(config.name, kept_events, lambda: self.snapshot.step)
@@ -87,17 +89,15 @@ class RunEngine:
             commit=self._commit,
         )
         self._pipeline = Pipeline(writer, device, store, on_applied=self._on_applied, on_failed=self._on_failed)
-        self._checkpointer = Checkpointer(
-            store, self._pipeline, self.feed, applied_step=lambda: self.snapshot.step, gradients=self._gradients
-        )
-        self._outcomes = Outcomes(self._coordinator, store, clock)
+        self._checkpointer = Checkpointer(store, self._pipeline, self.feed, gradients=self._held.gradients)
+        self._outcomes = Outcomes(self._coordinator, store, self._held, clock)
         self._tuning = Tuning(config.name, image.controls)
         self._updates = Answers(image.updates.state())
         self._ticks = Answers(image.ticks.state())
         self._evictions = Answers(image.evictions.state())
         self._restores = Answers(image.restores.state())
         self._is_going_back = False
-        self._kept_at_end: list[PendingContribution] = []
+        self._restoring = asyncio.Lock()
         self._gate: object = None
         self._end: KedgeError | None = None
         self._alarm = Alarm(clock, self._on_timer)
@@ -110,6 +110,7 @@ class RunEngine:
             now_seconds=self._clock.now(),
             time_seconds=time.time(),
         )
+        self._held.take_over_all(self._coordinator.held)
         if not self._publication.serves(self._coordinator.barrier_step):
             self._coordinator.forget_barrier()
         self._follow()
@@ -332,11 +333,7 @@ class RunEngine:
         return self._store
 
     async def acknowledge(self) -> None:
-        """Waits until all that was done so far is as durable as the run's level asks for.
-
-        Raises:
-            KedgeError: STORAGE_FULL or STORAGE_UNAVAILABLE, at once when it cannot be; it will be when it can.
-        """
+        """Waits until all that was done so far is as durable as the run's level asks for; see `RunStore`."""
         await self._store.acknowledge()
 
     async def checkpoint(self, metrics: Mapping[str, float]) -> CheckpointInfo:
@@ -363,10 +360,18 @@ class RunEngine:
             KedgeError: CHECKPOINT_NOT_FOUND, CHECKPOINT_DAMAGED, DURABILITY_UNAVAILABLE, STORAGE_FULL or
                 STORAGE_UNAVAILABLE; then nothing has changed.
         """
+        return await asyncio.shield(asyncio.ensure_future(self._restore(checkpoint_id, request_id)))
+
+    async def _restore(self, checkpoint_id: str, request_id: str) -> int:
+        async with self._restoring:
+            known = self._restores.find(request_id)
+            if known is None:
+                return await self._restore_now(checkpoint_id, request_id)
+        await self._store.acknowledge()
+        return known
+
+    async def _restore_now(self, checkpoint_id: str, request_id: str) -> int:
         self._require_storable()
-        known = self._restores.find(request_id)
-        if known is not None:
-            return known
         checkpoint = await self._store.load(checkpoint_id)
         self._is_going_back = True
         try:
@@ -377,26 +382,26 @@ class RunEngine:
         finally:
             self._is_going_back = False
         await self._store.acknowledge()
+        if not self._store.keeps_gradients:  # without a journal it is the checkpoint that says where the run stands
+            await self._checkpointer.take({})
         return step
 
     async def _go_back(self, image: RunImage, arrays: Arrays, checkpoint_id: str, request_id: str) -> int:
         self._coordinator.begin_at(image, self._clock.now())
         self._tuning.controls = controls = image.controls
-        self._commit(Restored(request_id, checkpoint_id, image.step))
+        ticket = self._store.go_back(Restored(request_id, checkpoint_id, image.step), image)
         self._restores.remember(request_id, image.step)
-        snapshot = await self._pipeline.do(
-            lambda: lambda writer: writer.go_back(arrays, controls.values(), step=image.step)
-        )
+        try:
+            snapshot = await self._pipeline.do(
+                lambda: lambda writer: writer.go_back(arrays, controls.values(), step=image.step), ticket
+            )
+        except Exception as error:
+            self._on_failed([], error)
+            raise run_failed(self.config.name, error) from error
         self._publication.publish(snapshot)
         self.feed.tell("restored", checkpoint=self._store.checkpoint_name(checkpoint_id))
         self._follow()
         return image.step
-
-    def _gradients(self, held: Iterable[HeldKey]) -> dict[HeldKey, np.ndarray]:
-        """The gradients of contributions that are held."""
-        leases = self._coordinator.leases
-        entries = {key: leases.find(*key[:2]).ledger.find(key[2]) for key in held}
-        return {key: pending(entry).gradient.array for key, entry in entries.items() if entry is not None}
 
     # The end
 
@@ -406,8 +411,6 @@ class RunEngine:
             return
         self._end = error
         self._alarm.set(None)
-        # Storage may be reading these, and a last checkpoint will.
-        self._kept_at_end += kept(self._coordinator.held)
         fail_all(self._coordinator.held, error)
         self._publication.end(error)
         self.feed.end(error)
@@ -422,17 +425,14 @@ class RunEngine:
             await self.drain()
         await self._checkpointer.finish(hurry=hurry)
         await self._store.close(hurry=hurry)
-        self._release_kept()
+        self._held.close()
 
     async def delete(self) -> None:
         """Deletes what is stored of it. Only after `end`."""
-        await self._store.delete()
-        self._release_kept()
-
-    def _release_kept(self) -> None:
-        for contribution in self._kept_at_end:
-            contribution.release()
-        self._kept_at_end = []
+        try:
+            await self._store.delete()
+        finally:
+            self._held.close()
 
     def _require_alive(self) -> None:
         if self._end is not None:
@@ -443,12 +443,7 @@ class RunEngine:
         if self._store.problem is not None:
             raise self._store.problem.with_traceback(None)
         if self._is_going_back:
-            raise KedgeError(
-                "QUEUE_FULL",
-                f"{self.config.name} is going back to a checkpoint: call again after 0.1 s",
-                retry_after_seconds=0.1,
-                limit=0,
-            )
+            raise going_back(self.config.name)
 
     # What follows a change
 
@@ -475,7 +470,9 @@ class RunEngine:
             self._publication.open_gates()
 
     def _commit(self, commit: Commit) -> None:
-        self._store.commit(commit)
+        ticket = self._store.commit(commit)
+        if isinstance(commit, Rejected):
+            ticket.when_written(partial(self._held.give_back, commit.judgement.identity))
 
     # The pipeline
 
@@ -483,6 +480,8 @@ class RunEngine:
         is_sync = snapshot.lookahead_sync_count > self.snapshot.lookahead_sync_count
         self._publication.publish(snapshot)
         self._coordinator.applied(closed, is_lookahead_sync=is_sync)
+        for contribution in closed.contributions:
+            self._held.give_back(contribution.header.identity)
         self._follow()
         self.checkpoint_if_due()
 
@@ -491,7 +490,8 @@ class RunEngine:
             _log.error("update failed", run=self.config.name, step=self.snapshot.step + 1, exc_info=error)
         failure = run_failed(self.config.name, error)
         contributions = [contribution for closed in rounds for contribution in closed.contributions]
-        self._kept_at_end += kept(contributions)
+        self._held.take_over_all(contributions)  # the journal may be reading them
         fail_all(contributions, failure)
+        self._store.abandon(failure)
         self._checkpointer.stop()
         self.end(failure)

@@ -18,14 +18,16 @@ import structlog
 
 from kedge.policies import Durability
 from kedge.wire.errors import KedgeError
-from kedge_server.core.commits import Commit, CommitKind, Restored
+from kedge_server.core.commits import Commit, CommitKind, Restored, Stepped, Ticked, Updated
 from kedge_server.core.image import RunImage
 from kedge_server.core.stored import Ticket
 from kedge_server.storage.errors import StorageError, StorageFull, SyncFailed
 from kedge_server.storage.journal import Entry, Journal
 from kedge_server.storage.plain import encode
+from kedge_server.storage.records import RECORD_BYTES
 
 _RETRY_SECONDS = 0.25
+_OF_STATE = (Stepped, Restored, Updated, Ticked)
 _KINDS = {name: number for number, name in enumerate(get_args(CommitKind), 1)}
 
 _log = structlog.get_logger("kedge.storage")
@@ -47,7 +49,7 @@ class Committer:
     Attributes:
         problem: why nothing can be written at the moment; None when it can.
         written_bytes: what was written so far.
-        loaded: the images of checkpoints, by id, that a commit to come may name.
+        state_index: of the journal: a checkpoint from there on has the run's state, if not all of its workers'.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Committer:
         self.image = image
         self.problem: KedgeError | None = None
         self.written_bytes = 0
-        self.loaded: dict[str, RunImage] = {}
+        self.state_index = image.next_index
         self._journal = journal
         self._level = level
         self._sync_seconds = sync_seconds
@@ -77,15 +79,22 @@ class Committer:
         self._unsynced_since: float | None = None
         self._sync_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._end: KedgeError | None = None
 
     # Commits
 
-    def take(self, commit: Commit, payload: Sequence[np.ndarray] | None) -> Ticket:
+    def take(self, commit: Commit, payload: Sequence[np.ndarray] | None, image: RunImage | None = None) -> Ticket:
         """Takes the next commit; without a payload those behind it wait until `provide`."""
         ticket = Ticket(commit, payload, time.time())
+        ticket.image = image
         self._tickets.append(ticket)
         self._go_on()
         return ticket
+
+    @property
+    def next_index(self) -> int:
+        """That of the next commit to be taken."""
+        return self.image.next_index + len(self._tickets)
 
     def provide(self, ticket: Ticket, payload: Sequence[np.ndarray]) -> None:
         """Gives a commit its payload."""
@@ -128,7 +137,14 @@ class Committer:
             finally:
                 troubled.cancel()
 
+    def abandon(self, error: KedgeError) -> None:
+        """Lets nobody wait any more: a commit's payload will never come."""
+        self._end = error
+        self._wake()
+
     def _require_open(self) -> None:
+        if self._end is not None:
+            raise self._end.with_traceback(None)
         if self._is_closed:
             raise KedgeError("SERVER_DRAINING", "the run was closed before this was stored")
 
@@ -166,6 +182,10 @@ class Committer:
 
     async def _use(self, use: Callable[[Journal], ResultT]) -> ResultT | None:
         """Uses the journal on a thread, alone."""
+        # Whoever waits may be cancelled; the thread goes on, and has the journal until it is done.
+        return await asyncio.shield(asyncio.ensure_future(self._use_alone(use)))
+
+    async def _use_alone(self, use: Callable[[Journal], ResultT]) -> ResultT | None:
         async with self._using_journal:
             if self._journal is None:
                 return None
@@ -181,6 +201,8 @@ class Committer:
     # The work
 
     def _go_on(self) -> None:
+        if self._is_closed:
+            return
         if self._journal is None:
             self._note(self._ready())
         elif self._working is None and not self._is_closed and self._ready():
@@ -193,6 +215,11 @@ class Committer:
         try:
             while batch := self._ready():
                 await self._write(batch)
+        except Exception as error:
+            # What is written may not be in the image: to write it once more would be to apply it twice.
+            _log.exception("storing ends", run=self.image.config.name)
+            self._is_closed = True
+            self.abandon(_broken(self.image.config.name, error))
         finally:
             self._working = None
             self._wake()
@@ -205,6 +232,7 @@ class Committer:
             assert self._journal is not None, "it was just used"
             self._note(batch[: self._journal.next_index - before])
             self._say(error)
+            self._sync_later()
             await asyncio.sleep(_RETRY_SECONDS)
             return
         assert end == before + len(batch), "a journal numbers its records one after the other"
@@ -217,13 +245,15 @@ class Committer:
 
     def _append(self, journal: Journal, batch: list[Ticket]) -> int:
         """On a thread. After an error, `next_index` says how many were written."""
-        journal.append([_entry(ticket) for ticket in batch])
-        now = time.monotonic()
-        if self._unsynced_since is None:
-            self._unsynced_since = now
-        if self._level == "journal-sync" or now - self._unsynced_since >= self._sync_seconds:
-            journal.sync()
-            self._unsynced_since = None
+        try:
+            journal.append([_entry(ticket) for ticket in batch])
+        finally:  # what was written before the disk was full counts as written, too
+            now = time.monotonic()
+            if self._unsynced_since is None:
+                self._unsynced_since = now
+            if self._level == "journal-sync" or now - self._unsynced_since >= self._sync_seconds:
+                journal.sync()
+                self._unsynced_since = None
         return journal.next_index
 
     def _note(self, written: list[Ticket]) -> None:
@@ -231,11 +261,14 @@ class Committer:
             assert ticket is self._tickets[0], "they are written in order"
             self._tickets.popleft()
             if isinstance(ticket.commit, Restored):
-                self.image.go_back(ticket.commit, self.loaded.pop(ticket.commit.checkpoint_id))
+                assert ticket.image is not None, "it says where the run goes back to"
+                self.image.go_back(ticket.commit, ticket.image)
             else:
                 self.image.apply(ticket.commit, ticket.time_seconds)
-            self.written_bytes += sum(array.nbytes for array in ticket.payload or ())
-            ticket.payload, ticket.is_written = (), True
+            if isinstance(ticket.commit, _OF_STATE):
+                self.state_index = self.image.next_index
+            self.written_bytes += ticket.size_bytes
+            ticket.note_written()
         if written:
             self._wake()
 
@@ -272,6 +305,15 @@ class Committer:
         await self._use(sync)
 
 
+def _broken(run: str, error: Exception) -> KedgeError:
+    return KedgeError(
+        "RUN_FAILED",
+        f"storing {run} failed ({type(error).__name__}), which is a defect: start the server anew, and it goes on from "
+        "what is stored",
+        run=run,
+    )
+
+
 def as_kedge_error(error: Exception, run: str) -> KedgeError:
     """What callers are told of an error of storage that may pass."""
     reason = "STORAGE_FULL" if isinstance(error, StorageFull) else "STORAGE_UNAVAILABLE"
@@ -281,9 +323,9 @@ def as_kedge_error(error: Exception, run: str) -> KedgeError:
 def _entry(ticket: Ticket) -> Entry:
     commit, payload = ticket.commit, ticket.payload
     assert payload is not None, "only what is ready is written"
-    return Entry(
-        _KINDS[type(commit).__name__], getattr(commit, "step", 0), ticket.time_seconds, encode(commit), payload
-    )
+    body = encode(commit)
+    ticket.size_bytes = RECORD_BYTES + len(body) + sum(array.nbytes for array in payload)
+    return Entry(_KINDS[type(commit).__name__], getattr(commit, "step", 0), ticket.time_seconds, body, payload)
 
 
 def _close(journal: Journal) -> None:

@@ -203,10 +203,10 @@ def _locked(path: Path, flags: int) -> int:
 
 
 def _locked_for_reading(path: Path) -> int:
-    """A lock, even where nothing can be written."""
+    """A lock, even where nothing can be written. Where there is no lock there is no server: a copy."""
     if (path / _LOCK).exists():
         return _locked(path, os.O_RDONLY)
-    return _locked(path, os.O_RDWR | os.O_CREAT)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _write_process_id(lock: int) -> None:

@@ -152,7 +152,7 @@ class OsFiles:
 class OsFile:
     """An open file of the operating system."""
 
-    def __init__(self, path: Path, descriptor: int, *, is_writable: bool) -> None:
+    def __init__(self, path: Path, descriptor: int, *, is_writable: bool = False) -> None:
         self.path = path
         self._descriptor = descriptor
         self._is_writable = is_writable

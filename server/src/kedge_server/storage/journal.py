@@ -103,6 +103,11 @@ class Journal:
         return journal
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is no segment. Once there is one, one stays."""
+        return not self._segments
+
+    @property
     def first_index(self) -> int:
         """That of the oldest record from which on all are there; `next_index` if there is none."""
         if self.lost_indices and self.next_index == self.lost_indices.stop:

@@ -14,7 +14,7 @@ from kedge_server.core.image import RunImage
 from kedge_server.core.stored import CheckpointInfo, Replayed, Restorable
 from kedge_server.storage.checkpoints import CheckpointStore
 from kedge_server.storage.data_dir import CHECKPOINTS, JOURNAL
-from kedge_server.storage.errors import CheckpointDamaged, StorageError
+from kedge_server.storage.errors import CheckpointDamaged, JournalCorrupt, StorageError
 from kedge_server.storage.files import Files
 from kedge_server.storage.journal import Journal
 from kedge_server.storage.plain import decode
@@ -51,6 +51,7 @@ class Recovery:
         self._segment_bytes = segment_bytes
         self._repairs = repairs
         self._journal: Journal | None = None
+        self._is_journal_there = False
         self._next_index = 1
 
     @property
@@ -105,6 +106,11 @@ class Recovery:
             next_index_at_least=infos[0].next_index if infos else 1,
             repairs=self._repairs,
         )
+        self._is_journal_there = JOURNAL in self._files.list(self._journal_directory.parent)
+        if infos and self._is_journal_there and self._journal.is_empty:
+            raise JournalCorrupt(
+                self._journal_directory, 0, "all of the journal is gone, of which something always stays"
+            )
         if self._journal.cut_bytes:
             self._note(
                 f"the journal of {self.name} ended in {self._journal.cut_bytes} bytes of a record that was never whole"
@@ -139,7 +145,21 @@ class Recovery:
         return load(self.store, checkpoint_id)
 
     def _begin(self, origin: Restorable) -> Restorable:
+        config = origin.image.config
+        if config.name != self.name:
+            raise StorageError(
+                f"{self._journal_directory.parent} holds {config.name}: give the directory that name, or move it away; "
+                "to give a run another name, fork it"
+            )
+        if config.durability == "checkpoint":
+            # Nothing follows a checkpoint, also where there was a newer one that is damaged.
+            self._next_index = self.journal.next_index
+            return origin
         self._next_index = origin.image.next_index
+        if not self._is_journal_there:  # taken away on purpose, as in a copy of a checkpoint alone
+            self._note(f"{self.name} has no journal: it goes on from its newest checkpoint")
+        elif lost := len(self.journal.lost_indices):
+            self._note(f"{lost} records of the journal of {self.name} are gone; a checkpoint has what came of them")
         return origin
 
     def _from_creation(self) -> Restorable | None:
@@ -148,16 +168,21 @@ class Recovery:
         if journal.next_index == 1 and not has_had_checkpoints:
             return None
         if journal.first_index > 1 or journal.next_index == 1:
-            raise StorageError(
-                f"{self.name} cannot be recovered: none of its checkpoints is intact, and its journal begins with "
-                f"record {journal.first_index}; {'; '.join(self.problems)}; bring one of them back from a copy, or "
-                f"move the directory {self._journal_directory.parent} away to start without this run"
-            )
+            raise self._unrecoverable(f"its journal begins with record {journal.first_index}")
         record = next(journal.records(1))
         created = decode(record.body)
         if not isinstance(created, Created):
             raise StorageError(f"the journal of {self.name} does not begin with its creation: it is of another program")
+        if created.config.durability == "checkpoint" and self.store.damaged():
+            raise self._unrecoverable("nothing but its creation is left")
         return self._begin(Restorable(RunImage.create(created), _arrays(created, record.payload), {}))
+
+    def _unrecoverable(self, what: str) -> StorageError:
+        return StorageError(
+            f"{self.name} cannot be recovered: none of its checkpoints is intact, and {what}; "
+            f"{'; '.join(self.problems)}; bring one of them back from a copy, or move the directory "
+            f"{self._journal_directory.parent} away to start without this run"
+        )
 
     def _note(self, problem: str) -> None:
         self.problems.append(problem)

@@ -18,7 +18,7 @@ from kedge_server.core.stored import Capture, CheckpointInfo, Restorable, Ticket
 from kedge_server.storage import retention
 from kedge_server.storage.checkpoints import CheckpointMissing, CheckpointStore
 from kedge_server.storage.committer import Committer, as_kedge_error
-from kedge_server.storage.errors import CheckpointDamaged, StorageError, SyncFailed
+from kedge_server.storage.errors import CheckpointDamaged, StorageError, StorageUnavailable, SyncFailed
 from kedge_server.storage.journal import Journal
 from kedge_server.storage.plain import decode, encode
 
@@ -89,10 +89,12 @@ class StoredRun:
         last = next(iter(store.list()), None)
         self._counted_from = -(journal.size_bytes(last.next_index if last else 1) if journal is not None else 0)
         self._last_step = last.step if last else 0
-        self._last_seconds = last.created_at_seconds if last else image.config.created_at_seconds
+        age_seconds = time.time() - (last.created_at_seconds if last else image.config.created_at_seconds)
+        self._last_at_seconds = time.monotonic() - max(0.0, age_seconds)
         self._state_bytes = last.size_bytes if last else 0
         self._wait_until_seconds = 0.0
         self.restored_from: dict[str, int] = {}
+        self._is_deleted = False
 
     @property
     def level(self) -> Durability:
@@ -118,10 +120,13 @@ class StoredRun:
 
     def commit(self, commit: Commit, payload: Sequence[np.ndarray] = ()) -> Ticket:
         """Takes the next commit."""
-        ticket = self._committer.take(commit, payload)
-        if isinstance(commit, Restored):
-            self.restored_from[commit.checkpoint_id] = self._committer.image.next_index
-        return ticket
+        return self._committer.take(commit, payload)
+
+    def go_back(self, restored: Restored, image: RunImage) -> Ticket:
+        """Takes the commit of going back to a checkpoint."""
+        self.restored_from[restored.checkpoint_id] = self._committer.next_index
+        self._last_step = restored.step
+        return self._committer.take(restored, (), image)
 
     def reserve(self, commit: Commit) -> Ticket:
         """Takes the next commit, whose payload is to follow."""
@@ -139,11 +144,20 @@ class StoredRun:
         """Waits until all commits so far are; see `Committer.acknowledge`."""
         await self._committer.acknowledge()
 
+    def abandon(self, error: KedgeError) -> None:
+        """A commit that was reserved will never get its payload."""
+        self._committer.abandon(error)
+
     async def until(self, result: "asyncio.Future[Any]") -> None:
         """Waits for a result; see `Committer.until`."""
         await self._committer.until(result)
 
     # Checkpoints
+
+    def checkpoint_of_now(self) -> CheckpointInfo | None:
+        """The newest one, if the run is as it was then but for its workers."""
+        newest = next(iter(self._store.list()), None)
+        return newest if newest is not None and newest.next_index >= self._committer.state_index else None
 
     def checkpoint_is_due(self) -> bool:
         """Whether it is time for one."""
@@ -151,7 +165,7 @@ class StoredRun:
             return False
         since = retention.Since(
             steps=max(0, self._committer.image.step - self._last_step),
-            seconds=time.time() - self._last_seconds,
+            seconds=time.monotonic() - self._last_at_seconds,
             journal_bytes=self._committer.written_bytes - self._counted_from,
         )
         return retention.is_due(
@@ -180,7 +194,7 @@ class StoredRun:
                 await self._committer.sync()  # a checkpoint is not to be ahead of the journal after loss of power
                 info = await self._on_thread(self._save, captured, metrics)
                 self._counted_from, self._last_step = counted_from, info.step
-                self._last_seconds, self._state_bytes = info.created_at_seconds, info.size_bytes
+                self._last_at_seconds, self._state_bytes = time.monotonic(), info.size_bytes
                 self._wait_until_seconds = 0.0
                 await self._let_go()
             except StorageError as error:
@@ -202,6 +216,8 @@ class StoredRun:
             KedgeError: CHECKPOINT_NOT_FOUND or CHECKPOINT_DAMAGED.
         """
         name = self.checkpoint_name(checkpoint_id)
+        # From now on it has to stay, since a commit may be about to name it.
+        self.restored_from[checkpoint_id] = self._committer.image.next_index
         try:
             restorable = await self._on_thread(load, self._store, checkpoint_id)
         except CheckpointMissing as error:
@@ -212,10 +228,11 @@ class StoredRun:
             raise KedgeError("CHECKPOINT_DAMAGED", error.message, checkpoint=name) from error
         except StorageError as error:
             raise as_kedge_error(error, self._run) from error
-        self._committer.loaded[checkpoint_id] = restorable.image
         return restorable
 
     def _save(self, captured: Capture, metrics: Mapping[str, float]) -> CheckpointInfo:
+        if self._is_deleted:  # and another may have its name by now
+            raise StorageUnavailable(f"{self._run} was deleted")
         image = captured.image
         own = {} if image.loss is None else {"loss": image.loss}
         held = {f"{_HELD}{number:05}": captured.held[key] for number, key in enumerate(image.held)}
@@ -232,9 +249,10 @@ class StoredRun:
         """Deletes the checkpoints that no rule keeps, and what of the journal no recovery needs."""
         await self._on_thread(self._retain)
         infos = self._store.list()
-        if self.keeps_gradients and len(infos) > 1:
+        if len(infos) > 1:
             needed_from = infos[1].next_index
-            await self._committer.drop_before(needed_from)
+            if self.keeps_gradients:
+                await self._committer.drop_before(needed_from)
             self.restored_from = {name: index for name, index in self.restored_from.items() if index >= needed_from}
 
     def _retain(self) -> None:
@@ -256,6 +274,7 @@ class StoredRun:
         Raises:
             KedgeError: STORAGE_UNAVAILABLE.
         """
+        self._is_deleted = True
         await self._committer.close(hurry=True)
         try:
             await self._on_thread(self._delete)

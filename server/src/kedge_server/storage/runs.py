@@ -74,7 +74,8 @@ class DiskStorage:
             journal = await self.on_thread(self._create, created, payload)
         except StorageError as error:
             raise as_kedge_error(error, created.config.name) from error
-        return self.store(RunImage.create(created), journal)
+        checkpoints = self._data_dir.run_directory(_run_id(created.config.name)) / CHECKPOINTS
+        return self.store(RunImage.create(created), journal, CheckpointStore(checkpoints, self._files))
 
     def found(self) -> list["FoundOnDisk"]:
         """The runs that are to be recovered."""
@@ -86,8 +87,8 @@ class DiskStorage:
             await asyncio.to_thread(executor.shutdown)
         self._data_dir.close()
 
-    def store(self, image: RunImage, journal: Journal) -> StoredRun:
-        """The store of a run that goes on with this journal."""
+    def store(self, image: RunImage, journal: Journal, checkpoints: CheckpointStore) -> StoredRun:
+        """The store of a run that goes on with this journal and these checkpoints."""
         run_id = _run_id(image.config.name)
         is_journaled = image.config.durability != "checkpoint"
         if not is_journaled:
@@ -95,7 +96,7 @@ class DiskStorage:
         return StoredRun(
             image,
             journal if is_journaled else None,
-            CheckpointStore(self._data_dir.run_directory(run_id) / CHECKPOINTS, self._files),
+            checkpoints,
             settings=self._settings,
             delete=lambda: self._data_dir.delete_run(run_id),
         )
@@ -172,7 +173,7 @@ class FoundOnDisk:
 
     def resume(self, image: RunImage) -> StoredRun:
         """Its store, which goes on after the last commit."""
-        store = self._storage.store(image, self._recovery.journal)
+        store = self._storage.store(image, self._recovery.journal, self._recovery.store)
         store.restored_from.update(self._recovery.restored_from)
         return store
 

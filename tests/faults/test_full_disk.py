@@ -166,6 +166,9 @@ def test_full_disk_refuses_pushes_at_once_while_pulls_go_on_and_with_room_all_re
     memory = psutil.Process(server.process.process.pid).memory_info()
     reasons, slowest = refusals(probe, 200)
     grown_bytes = psutil.Process(server.process.process.pid).memory_info().rss - memory.rss
+    print(
+        f"refused after {max(first_took, slowest):.3f} s at most, {grown_bytes:,} bytes more memory after 200 refusals"
+    )
     assert reasons == {"STORAGE_FULL"}
     assert max(first_took, slowest) <= REFUSED_SECONDS
     assert grown_bytes < 16 * MIB
@@ -173,7 +176,9 @@ def test_full_disk_refuses_pushes_at_once_while_pulls_go_on_and_with_room_all_re
 
     steps = [len(member.steps) for member in fleet.members]
     ballast.drop()
+    dropped_at = time.monotonic()
     wait_until_applied(probe)
+    print(f"applied again {time.monotonic() - dropped_at:.3f} s after there was room")
     assert probe.storage_problem() == ""
     fleet.wait_until(lambda: all(len(m.steps) >= n + 3 for m, n in zip(fleet.members, steps, strict=True)))
     weights = assert_nothing_is_lost_or_twice(fleet, probe)

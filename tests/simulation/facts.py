@@ -12,6 +12,7 @@ from kedge.policies import Admission, Policy, Synchronous
 from .model import Ended, Entry, Fact, Joined, Judged, Member, Model, ModelRound, Rejected
 
 NORM_WINDOW = 16
+UNFIT = {"NON_FINITE_GRADIENT", "GRADIENT_TOO_LARGE", "NORM_ABOVE_LIMIT", "NORM_OUTLIER"}
 
 
 class Held(NamedTuple):
@@ -73,18 +74,21 @@ def _after(model: Model, written: Sequence[AnyFact]) -> Model:
             case Rejected():
                 _settle(model, [fact.judged.entry], fact.reason)
                 model.rejected_counts[fact.reason] += 1
+                _note_unfit(model, fact)
             case Held():
                 model.fates[fact.judged.entry.key] = "held"
                 model.held.append(fact.judged.entry)
             case Stepped():
                 model.rounds.append(fact.round)
                 model.closed_step += 1
+                _open_round(model)
                 model.applied_count += len(fact.judged)
                 _settle(model, [judged.entry for judged in fact.judged], f"step {model.closed_step}")
             case Changed():
                 _change(model, fact)
             case Restored():
                 model.go_back_to(_after(model.blank(), written[: fact.fact_count]))
+                _open_round(model)
                 begins_at = number
         _move_clocks(model, _judged_of(fact))
         _look_whether_formed(model)
@@ -112,8 +116,23 @@ def _change(model: Model, fact: Changed) -> None:
     model.admission = fact.admission or model.admission
     if fact.policy is not None and fact.policy != model.policy:
         model.policy, model.formed_at = fact.policy, None
+        _open_round(model)
         for member in model.live.values():
             member.clock = 0
+
+
+def _open_round(model: Model) -> None:
+    model.unfit, model.late_unfit = set(), set()
+
+
+def _note_unfit(model: Model, fact: Rejected) -> None:
+    if fact.reason == "COHORT_TOO_SMALL":
+        _open_round(model)
+    if fact.reason in UNFIT:
+        name = fact.judged.entry.header.worker_id
+        model.unfit.add(name)
+        if model.held:
+            model.late_unfit.add(name)
 
 
 def _settle(model: Model, entries: list[Entry], fate: str) -> None:

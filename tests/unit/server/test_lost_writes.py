@@ -102,6 +102,7 @@ class World:
         self.journal.rotate()
 
     def checkpoint(self) -> None:
+        self.journal.sync()  # as a server does, before a checkpoint is complete
         self.in_checkpoint = self.journal.next_index - 1
 
     def checkpoint_and_drop(self, behind: int) -> None:

@@ -211,7 +211,7 @@ def test_bytes_are_compact_json_with_the_names_of_classes_and_fields() -> None:
         b'{"Rejected":{"judgement":{"Judgement":{"worker_id":"w0","epoch":3,"sequence":17,"base_step":5,'
         b'"example_count":32,"loss":0.1,"staleness":1,"norm":2.5,"is_outlier":false,"clock":4,"bad_count":0}},'
         b'"result":{"PushResult":{"sequence":17,"outcome":"rejected","reason":"STALE_GRADIENT",'
-        b'"message":"gradient is 9 steps old: pull","step":6,"staleness":9}}}}'
+        b'"message":"gradient is 9 steps old: pull","step":6,"staleness":9}},"is_for_values":false}}'
     )
     assert encode({(1, 2): [b"\x00\xff"]}) == b'{"items":[[[1,2],{"list":[{"bytes":"00ff"}]}]]}'
 

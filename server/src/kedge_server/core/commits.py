@@ -133,6 +133,8 @@ class Rejected(NamedTuple):
 
     judgement: Judgement
     result: PushResult
+    is_for_values: bool = False
+    """Whether the gradient itself was unfit: then the open round does not wait for its worker."""
 
 
 class Stepped(NamedTuple):

@@ -245,8 +245,12 @@ class Coordinator:
         self._cohort.formed_at_seconds = now_seconds
         self.closed_step, self.applied_count, self.loss = copy.step, copy.applied_count, copy.loss
         self.rejected_counts = copy.rejected_counts
+        for worker_id in copy.unfit:
+            self._round.note_unfit(worker_id)
         for held in copy.held.values():
             self._round.add(held, now_seconds)
+        for worker_id in copy.late_unfit:
+            self._round.note_unfit(worker_id)
         self._pending_count = len(self._round.contributions)
         self.advance(now_seconds)
 
@@ -444,7 +448,7 @@ class Coordinator:
         result = PushResult(
             header.sequence, "rejected", rejection.reason, rejection.message, step, contribution.staleness
         )
-        self._commit(Rejected(judgement, result))
+        self._commit(Rejected(judgement, result, rejection.is_for_values))
         contribution.settle(result)
         self._tell(
             "rejected",

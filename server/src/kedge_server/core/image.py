@@ -102,6 +102,10 @@ class ImageState(NamedTuple):
     ticks: tuple[tuple[str, RateState], ...]
     evictions: tuple[tuple[str, None], ...]
     restores: tuple[tuple[str, int], ...]
+    unfit: tuple[str, ...] = ()
+    """Who has sent for the open round what was rejected for its values."""
+    late_unfit: tuple[str, ...] = ()
+    """Those of them who have done so since it holds a contribution."""
 
 
 class RunImage:
@@ -112,6 +116,8 @@ class RunImage:
         next_index: of the journal: the first commit that is not in it.
         step: the applied step.
         held: the contributions of the open round whose workers know of it, as they came.
+        unfit: who has sent for the open round what was rejected for its values.
+        late_unfit: those of them who have done so since it holds a contribution.
     """
 
     def __init__(self, config: RunConfig, policy: Policy, admission: Admission, controls: Controls) -> None:
@@ -130,6 +136,8 @@ class RunImage:
         )
         self.norms = NormHistory()
         self.held: dict[HeldKey, Contribution] = {}
+        self.unfit: tuple[str, ...] = ()
+        self.late_unfit: tuple[str, ...] = ()
         self.updates: Answers[int] = Answers()
         self.ticks: Answers[RateState] = Answers()
         self.evictions: Answers[None] = Answers()
@@ -186,6 +194,7 @@ class RunImage:
         self.step, self.controls, self.loss = to.step, to.controls, to.loss
         self.applied_count, self.rejected_counts = to.applied_count, Counter(to.rejected_counts)
         self.held.clear()
+        self._open_round()
         self.norms = NormHistory()
         self.leases.end_all()
         self.cohort = Cohort(barrier_step=self.step)
@@ -220,6 +229,7 @@ class RunImage:
             self.admission = updated.admission
         if updated.policy is not None and updated.policy != self.policy:
             self.policy = updated.policy
+            self._open_round()
             self.cohort.begin_anew(self.leases, self.step)
         self.updates.remember(updated.request_id, updated.step)
 
@@ -227,6 +237,7 @@ class RunImage:
 
     def _step(self, stepped: Stepped) -> None:
         self.step = stepped.step
+        self._open_round()
         self.controls = self.controls.after_step(stepped.loss, stepped.loss_example_count)
         self.applied_count += len(stepped.judgements)
         self.loss = stepped.loss
@@ -237,8 +248,22 @@ class RunImage:
 
     def _reject(self, rejected: Rejected) -> None:
         self.rejected_counts[rejected.result.reason] += 1
+        self._note_unfit(rejected)
         self._record(rejected.judgement, rejected.result)
         self.leases.count_rejected(rejected.judgement.worker_id, rejected.judgement.epoch)
+
+    def _open_round(self) -> None:
+        self.unfit = self.late_unfit = ()
+
+    def _note_unfit(self, rejected: Rejected) -> None:
+        worker_id = rejected.judgement.worker_id
+        if rejected.result.reason == "COHORT_TOO_SMALL":  # the round was refused, and another is open
+            self._open_round()
+        if not rejected.is_for_values:
+            return
+        self.unfit = _with_last(self.unfit, worker_id)
+        if self.held:
+            self.late_unfit = _with_last(self.late_unfit, worker_id)
 
     def _record(self, judgement: Judgement, result: PushResult | None) -> None:
         key = judgement.identity
@@ -287,6 +312,8 @@ class RunImage:
             blocks=table.blocks,
             norms=self.norms.state(),
             held=tuple(self.held),
+            unfit=self.unfit,
+            late_unfit=self.late_unfit,
             held_entries=tuple(_entry_state(key[2], entry) for key, entry in self.held.items()),
             updates=self.updates.state(),
             ticks=self.ticks.state(),
@@ -315,6 +342,7 @@ class RunImage:
             )
         )
         image.norms.resume(state.norms)
+        image.unfit, image.late_unfit = state.unfit, state.late_unfit
         image.held = image._held_of(state.held, state.held_entries)
         image.updates, image.ticks = Answers(state.updates), Answers(state.ticks)
         image.evictions, image.restores = Answers(state.evictions), Answers(state.restores)
@@ -353,6 +381,10 @@ class RunImage:
             known = None if lease is None else lease.ledger.kept(key[2])
             held[key] = known or _contribution(key[0], key[1], entry)
         return held
+
+
+def _with_last(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return (*(other for other in names if other != name), name)[-_REMEMBERED_EPOCHS:]
 
 
 def applied_result(sequence: int, reason: str, step: int, staleness: int) -> PushResult:

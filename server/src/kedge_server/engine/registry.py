@@ -109,7 +109,8 @@ class Registry:
                 try:
                     await self._recover(run)
                 except Exception as error:
-                    _log.error("run cannot be recovered", run=run.name, exc_info=True)
+                    is_defect = not hasattr(error, "message")  # storage's own errors, and the catalogue's, say it all
+                    _log.error("run cannot be recovered", run=run.name, cause=str(error), exc_info=is_defect)
                     return f"{run.name}: {error}"
             return ""
 

@@ -207,9 +207,12 @@ class Journal:
         with SegmentReader(self._files, last) as reader:
             while reader.read() is not None:
                 pass
-            if not reader.is_at_end:
-                marked_index = max(marked_index, reader.synced_index_after())
             offset, self.next_index = reader.offset, reader.next_index
+            for header in reader.headers_after():
+                marked_index = max(marked_index, header.synced_index)
+                if self.next_index < next_index_at_least <= header.index:
+                    # Before a checkpoint was complete, all that it covers had been synced.
+                    raise self._lost(range(self.next_index, next_index_at_least), offset)
         self._require_marked(self.next_index, marked_index, next_index_at_least, offset)
         if self.next_index < next_index_at_least:
             self.lost_indices = range(self.next_index, next_index_at_least)
@@ -229,11 +232,12 @@ class Journal:
         """
         if end > marked_index or marked_index < next_index_at_least:
             return
+        raise self._lost(range(end, marked_index + 1), offset)
+
+    def _lost(self, indices: range, offset: int) -> JournalCorrupt:
         path = self._segments[-1].path if self._segments else self._directory
-        lost = describe(range(end, marked_index + 1))
-        raise JournalCorrupt(
-            path, offset, f"{lost} had been brought to the disk, and from there on they are not there or not whole"
-        )
+        what = f"{describe(indices)} had been brought to the disk, and from there on they are not there or not whole"
+        return JournalCorrupt(path, offset, what)
 
     def _repair(self) -> None:
         """Makes what is there, and no more, the state on the disk; the process before may have synced nothing."""

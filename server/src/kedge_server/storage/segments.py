@@ -1,7 +1,7 @@
 """The segments of a journal as they are on the disk: which there are, whether they belong together, what they hold."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from kedge_server.storage import records
 from kedge_server.storage.errors import JournalCorrupt, StorageError
 from kedge_server.storage.files import TEMPORARY, Files
-from kedge_server.storage.records import RECORD_BYTES, SEGMENT_BYTES, SegmentHeader
+from kedge_server.storage.records import RECORD_BYTES, SEGMENT_BYTES, RecordHeader, SegmentHeader
 
 _SUFFIX = ".log"
 _NAME = re.compile(r"\d{20}\.log")
@@ -118,26 +118,24 @@ class SegmentReader:
         self.next_index += 1
         return Record(header.index, header.kind, header.step, header.time_seconds, body, payload)
 
-    def synced_index_after(self) -> int:
-        """The greatest synced index that a record's header claims behind the place where nothing whole follows.
+    def headers_after(self) -> Iterator[RecordHeader]:
+        """The headers of records behind the place where nothing whole follows. A header may come more than once.
 
-        0 if there is none. Records behind a bad one are no proof that it was ever whole: a loss of power may leave the
-        second of two that were not synced.
+        That there are some is no proof that what is before them was ever whole: a loss of power may leave the second of
+        two records that were not synced.
         """
-        greatest, start = 0, self.offset
+        start = self.offset
         while start < self._segment.size:
-            piece = self._bytes(start, _SCAN_BYTES).tobytes()
-            greatest = max(greatest, self._greatest_synced_index(piece))
+            yield from self._headers(self._bytes(start, _SCAN_BYTES).tobytes())
             start += _SCAN_BYTES - RECORD_BYTES + 1
-        return greatest
 
-    def _greatest_synced_index(self, piece: bytes) -> int:
-        greatest, at = 0, piece.find(records.RECORD_MAGIC)
+    def _headers(self, piece: bytes) -> Iterator[RecordHeader]:
+        at = piece.find(records.RECORD_MAGIC)
         while at >= 0:
             header = records.parsed_record(piece, self._salt_sum, at)
-            greatest = max(greatest, header.synced_index if header else 0)
+            if header is not None:
+                yield header
             at = piece.find(records.RECORD_MAGIC, at + 1)
-        return greatest
 
     def _bytes(self, offset: int, count: int) -> np.ndarray:
         """So many bytes, or fewer where the segment ends."""

@@ -4,13 +4,15 @@ import asyncio
 import shutil
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from storage_bench import Bench, Server, until, weight
+from storage_bench import Bench, Server, Worker, until, weight
 
 from kedge.policies import Buffered, Checkpoints
+from kedge_server.core import image
 from kedge_server.engine.registry import RecoveryFailed
 from kedge_server.engine.run import RunEngine
 from kedge_server.storage.files import OsFiles
@@ -53,13 +55,14 @@ async def test_more_contributions_of_one_worker_are_held_than_its_ledger_remembe
 
 @pytest.mark.parametrize("is_checkpointed", [True, False])
 async def test_contributions_are_held_of_more_workers_that_left_than_are_remembered(
-    bench: Bench, is_checkpointed: bool
+    bench: Bench, is_checkpointed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(image, "_REMEMBERED_EPOCHS", 1024)  # as many as the coordinator remembers
     server = await bench.start(workers_per_run=256)
     run = await server.create(policy=Buffered(size=2000))
     expected = {}
     for group in range(5):
-        workers = [await server.worker(run, f"w{group}-{number}") for number in range(256)]
+        workers = [Worker(server, run, f"w{group}-{number}") for number in range(256)]
         sent = {worker.send(number): number for number, worker in enumerate(workers, 256 * group)}
         results = await asyncio.gather(*(run.result(each, 0) for each in sent))
         assert {result.outcome for result in results} == {"deferred"}
@@ -101,18 +104,22 @@ async def test_run_that_went_back_is_not_taken_for_what_it_was_at_the_same_step(
 
 async def test_steps_count_from_where_a_run_went_back_to_until_a_checkpoint_is_due(bench: Bench) -> None:
     server = await bench.start()
-    run = await server.create(durability="checkpoint", checkpoints=Checkpoints(keep_latest=9, every_steps=2))
+    run = await server.create(checkpoints=Checkpoints(keep_latest=9, every_steps=2))
+
+    def newest() -> tuple[int, ...]:
+        return tuple(info.step for info in run.store.checkpoints()[:1])
+
     worker = await server.worker(run)
-    await worker.push_times(2)
-    await until(run.store.checkpoints)
-    earlier = run.store.checkpoints()[0]
-    await worker.push_times(2)
-    await until(lambda: run.store.durable_step == 4)
+    for step in (2, 4):
+        await worker.push_times(2)
+        await until(lambda step=step: newest() == (step,))
+        await until(lambda: run._checkpointer._taking is None)
+    earlier = run.store.checkpoints()[1]
     await run.restore(earlier.checkpoint_id, request_id="p")
     before = len(run.store.checkpoints())
     await (await server.worker(run)).push_times(2)
     await until(lambda: len(run.store.checkpoints()) > before)
-    assert run.store.checkpoints()[0].step == 4
+    assert newest() == (4,)
 
 
 async def test_without_a_journal_a_restore_is_durable_when_it_is_acknowledged(bench: Bench) -> None:
@@ -146,12 +153,13 @@ async def test_run_without_a_journal_goes_on_from_its_checkpoint_and_says_so_but
     await worker.push_times(3)
     await run.store._committer.sync()
 
-    def remove_segments(runs: Path) -> None:
-        for segment in (runs / "x/journal").glob("*.log"):
-            segment.unlink()
+    def remove(pattern: str, runs: Path) -> None:
+        for path in (runs / "x/journal").glob(pattern):
+            path.unlink()
 
-    with pytest.raises(RecoveryFailed, match=r"runs/x: .*journal"):
-        await bench.after_kill(server, remove_segments)
+    for pattern in ("*.log", "*"):
+        with pytest.raises(RecoveryFailed, match=r"runs/x: .*journal"):
+            await bench.after_kill(server, partial(remove, pattern))
     shutil.copytree(server.directory / "runs/x", copy := server.directory.parent / "copy")
     shutil.rmtree(copy / "journal")
     assert [problem for problem in await problems_of(copy) if "no journal" in problem]
@@ -169,7 +177,12 @@ async def test_checkpoints_come_due_though_the_clock_is_set_back(bench: Bench, m
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 86400)
     await worker.push_times(1)
-    await until(lambda: run.store.checkpoint_is_due() or run.store.durable_step == run.store.checkpoints()[0].step)
+
+    def is_taken() -> bool:
+        server.registry.take_due_checkpoints()
+        return run.store.checkpoints()[0].step == 2
+
+    await until(is_taken)
 
 
 async def test_all_of_the_journal_counts_toward_the_next_checkpoint(bench: Bench) -> None:

@@ -13,12 +13,12 @@ FIRST_DELAY_SECONDS = 0.1
 MAX_DELAY_SECONDS = 5.0
 
 AWAY_DELAY_SECONDS = 1.0
-"""The longest delay while the server is away: one that comes back soon is not kept waiting for."""
+"""The longest delay while the server is away, or its disk: what comes back soon is not kept waiting for."""
 
 SILENCE_SECONDS = 60.0
 """An attempt that lasted longer had an answer on its way: a silent connection is given up by then."""
 
-_AWAY = frozenset({"SERVER_UNAVAILABLE", "SERVER_DRAINING"})
+_AWAY = frozenset({"SERVER_UNAVAILABLE", "SERVER_DRAINING", "STORAGE_FULL", "STORAGE_UNAVAILABLE"})
 
 _logger = logging.getLogger("kedge")
 T = TypeVar("T")

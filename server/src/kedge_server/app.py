@@ -75,7 +75,12 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     await server.start()
     if storage is None:
         _log.info("runs are kept in memory only, and end with this process: give it a data directory to keep them")
-    _log.info("serving", address=address, data_dir=str(config.server.data_dir or ""), runs=len(registry.list()))
+    _log.info(
+        "serving",
+        address=address,
+        data_dir=str(config.server.data_dir.absolute() if config.server.data_dir else ""),
+        runs=len(registry.list()),
+    )
     on_listening(address)
     due = asyncio.create_task(_take_due_checkpoints(registry))
     await stop.wanted.wait()

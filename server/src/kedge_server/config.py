@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 _ENVIRONMENT_NAME = re.compile(r"KEDGE_([A-Z]+)__([A-Z_]+)")
 _MIB = 1 << 20
@@ -26,6 +26,12 @@ def _check_listen(listen: str) -> str:
     return listen
 
 
+def _check_data_dir(path: object) -> object:
+    if path == "" or (isinstance(path, Path) and path == Path()):
+        raise ValueError("give a directory, ./ for the one that you are in")
+    return path
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -37,7 +43,7 @@ class ServerSection(_Section):
     """HOST:PORT; port 0 picks a free one."""
     insecure: bool = False
     """Serve beyond loopback without TLS and authentication."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, BeforeValidator(_check_data_dir)] = None
     """Where runs are kept; unset: in memory only, and they end with the server. One server at a time may have it."""
     grace_seconds: float = Field(default=10.0, ge=0)
     """How long a stopping server has for its last checkpoints, and then for calls in flight."""

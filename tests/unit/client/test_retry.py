@@ -92,7 +92,7 @@ def test_what_will_not_succeed_is_raised_at_once(retrier, time, reason):
         ("SERVER_UNAVAILABLE", AWAY_DELAY_SECONDS),
         ("SERVER_DRAINING", AWAY_DELAY_SECONDS),
         ("STAGING_FULL", MAX_DELAY_SECONDS),
-        ("STORAGE_FULL", MAX_DELAY_SECONDS),
+        ("STORAGE_FULL", AWAY_DELAY_SECONDS),
     ],
 )
 def test_delays_double_up_to_a_limit(retrier, time, reason, limit):

@@ -12,9 +12,11 @@ import pytest
 from storage_bench import Bench, Server, Worker, until, weight
 
 from kedge.policies import Buffered, Checkpoints
+from kedge.wire.errors import KedgeError
 from kedge_server.core import image
 from kedge_server.engine.registry import RecoveryFailed
 from kedge_server.engine.run import RunEngine
+from kedge_server.storage.errors import DataDirError
 from kedge_server.storage.files import OsFiles
 from kedge_server.storage.recovery import Recovery
 
@@ -196,3 +198,62 @@ async def test_all_of_the_journal_counts_toward_the_next_checkpoint(bench: Bench
     other.leave()
     await run.acknowledge()
     assert run.store._committer.written_bytes - written == server.journal_bytes() - on_disk > 2 * 256
+
+
+async def test_checkpoint_of_another_history_is_not_mixed_with_the_journal(bench: Bench, tmp_path: Path) -> None:
+    """A run is deleted and created anew under its name; a checkpoint of the first is brought back from a copy."""
+    server = await bench.start()
+    run = await server.create()
+    await (await server.worker(run)).push_times(5)
+    old = await run.checkpoint({})
+    copy = tmp_path / "copy"
+    checkpoints = server.directory / "runs" / "x" / "checkpoints"
+    shutil.copytree(checkpoints / old.checkpoint_id, copy)
+    await server.registry.delete("runs/x")
+    run = await server.create()
+    worker = await server.worker(run)
+    for _ in range(9):
+        await worker.push(10)
+    after = await bench.after_kill(
+        server, lambda runs: shutil.copytree(copy, runs / "x" / "checkpoints" / old.checkpoint_id)
+    )
+    found = after.registry.get("runs/x")
+    assert (found.snapshot.step, weight(found)) == (9, -90)
+
+
+async def test_directory_that_is_no_run_is_left_alone_and_said(bench: Bench) -> None:
+    server = await bench.start()
+    await server.create()
+
+    def add(runs: Path) -> None:
+        (runs / "Nov22_host").mkdir()
+        (runs / "Nov22_host" / "events.out.tfevents.1").write_bytes(bytes(8))
+
+    with pytest.raises(DataDirError, match=r"Nov22_host holds events\.out\.tfevents\.1"):
+        await bench.after_kill(server, add)
+
+
+async def test_run_whose_journal_and_checkpoints_are_gone_is_not_taken_for_one_never_created(bench: Bench) -> None:
+    server = await bench.start()
+    await server.create()
+    with pytest.raises(RecoveryFailed, match="its journal is gone"):
+        await bench.after_kill(server, lambda runs: shutil.rmtree(runs / "x" / "journal"))
+
+
+async def test_who_waits_when_a_run_is_closed_in_a_hurry_is_told_that_the_server_ends(bench: Bench) -> None:
+    server = await bench.start()
+    run = await server.create()
+    worker = await server.worker(run)
+    halt = server.halt_writes()
+    sent = [worker.send() for _ in range(3)]
+    waiting = [asyncio.create_task(run.result(each, None)) for each in sent]
+    await halt.reached()
+    server.registry.end()
+    closing = asyncio.create_task(server.registry.store_all(hurry=True))
+    await asyncio.sleep(0)
+    halt.end()
+    await closing
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    said = {outcome.reason for outcome in outcomes if isinstance(outcome, KedgeError)}
+    assert said <= {"SERVER_DRAINING"}
+    assert all(isinstance(outcome, KedgeError) or outcome.outcome == "applied" for outcome in outcomes)

@@ -106,6 +106,8 @@ class ImageState(NamedTuple):
     """Who has sent for the open round what was rejected for its values."""
     late_unfit: tuple[str, ...] = ()
     """Those of them who have done so since it holds a contribution."""
+    journal_sum: int | None = None
+    """Of a checkpoint: the sum of the journal's last record that is in it."""
 
 
 class RunImage:

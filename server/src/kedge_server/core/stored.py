@@ -42,6 +42,8 @@ class Restorable(NamedTuple):
     arrays: Arrays
     """`weights` alone, flat, for a run that begins; else what `Writer.capture` gave."""
     held: Mapping[HeldKey, np.ndarray]
+    journal_sum: int | None = None
+    """Of a checkpoint: the sum of the last record that is in it, by which it is known to belong to a journal."""
 
 
 class Ticket:

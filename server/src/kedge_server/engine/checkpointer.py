@@ -78,9 +78,9 @@ class Checkpointer:
         try:
             await self.take({})
         except KedgeError as error:
-            _log.warning("checkpoint failed", cause=error.message)
+            _log.warning("checkpoint failed", run=self._store.run, cause=error.message)
         except Exception:
-            _log.exception("checkpoint failed")
+            _log.exception("checkpoint failed", run=self._store.run)
         finally:
             self._taking = None
 

@@ -135,6 +135,11 @@ def run_failed(run: str, error: BaseException) -> KedgeError:
     )
 
 
+def as_failure(run: str, error: BaseException) -> KedgeError:
+    """What is said to those who wait for what will not be: the server's own word, as that it ends, or RUN_FAILED."""
+    return error.with_traceback(None) if isinstance(error, KedgeError) else run_failed(run, error)
+
+
 def going_back(run: str) -> KedgeError:
     """What is said to who comes while a run goes back to a checkpoint."""
     message = f"{run} is going back to a checkpoint: call again after 0.1 s"

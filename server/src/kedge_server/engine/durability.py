@@ -17,6 +17,10 @@ class RunStore(Protocol):
     """What keeps one run. Belongs to a loop; nothing here blocks it."""
 
     @property
+    def run(self) -> str:
+        """runs/{run}."""
+
+    @property
     def level(self) -> Durability:
         """What an acknowledged push survives."""
 
@@ -156,7 +160,7 @@ class MemoryStore:
     keeps_gradients = False
 
     def __init__(self, run: str) -> None:
-        self._run = run
+        self.run = run
 
     def commit(self, commit: Commit, payload: Sequence[np.ndarray] = ()) -> Ticket:
         """Forgets it."""
@@ -210,7 +214,7 @@ class MemoryStore:
 
     def checkpoint_name(self, checkpoint_id: str) -> str:
         """There is none."""
-        return f"{self._run}/checkpoints/{checkpoint_id}"
+        return f"{self.run}/checkpoints/{checkpoint_id}"
 
     async def load(self, checkpoint_id: str) -> Restorable:
         """Refuses."""
@@ -225,7 +229,7 @@ class MemoryStore:
     def _unavailable(self) -> KedgeError:
         return KedgeError(
             "DURABILITY_UNAVAILABLE",
-            f"{self._run} is kept in memory only, so it has no checkpoints: create it with another durability on a "
+            f"{self.run} is kept in memory only, so it has no checkpoints: create it with another durability on a "
             "server that has a data directory",
             durability="memory",
         )

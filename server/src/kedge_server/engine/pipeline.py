@@ -18,7 +18,7 @@ from kedge_server.core import rounds
 from kedge_server.core.commits import Judgement, Stepped
 from kedge_server.core.contributions import Contribution, Round
 from kedge_server.core.stored import Ticket
-from kedge_server.engine.contributions import pending, run_failed
+from kedge_server.engine.contributions import as_failure, pending
 from kedge_server.engine.device import DeviceThread, Writer
 from kedge_server.engine.durability import RunStore
 from kedge_server.engine.snapshots import Snapshot
@@ -130,7 +130,7 @@ class Pipeline:
             self._on_failed([job.round for job in self._jobs if isinstance(job, ClosedRound)], error)
             for job in self._jobs:
                 if isinstance(job, Call) and not job.done.done():
-                    job.done.set_exception(run_failed("the run", error))
+                    job.done.set_exception(as_failure("the run", error))
             self._jobs.clear()
         finally:
             self._working = None
@@ -151,7 +151,11 @@ class Pipeline:
             raise
         if not self._store.keeps_gradients:
             self._store.provide(job.ticket, ())
-        await self._store.written(job.ticket)
+        try:
+            await self._store.written(job.ticket)
+        except BaseException as error:
+            self._on_failed([closed], error)
+            raise
         failpoint("engine.acknowledge.before")
         self._on_applied(closed, snapshot)
         failpoint("engine.acknowledge.after")

@@ -133,7 +133,7 @@ class Registry:
         self._runs[found.name], self._accounts[run] = run, account
         self._epochs = itertools.count(max(next(self._epochs), image.last_epoch + 1))
         count = recovered.replayed_count
-        run.feed.tell("recovered", message=f"{count} steps were applied again since the last checkpoint")
+        run.feed.tell("recovered", message=f"{count} steps were applied again")
 
     def get(self, name: str) -> RunEngine:
         """A run.

@@ -28,7 +28,7 @@ from kedge_server.core.stored import Arrays, CheckpointInfo
 from kedge_server.core.values import ContributionHeader, PushResult
 from kedge_server.engine.checkpointer import Checkpointer
 from kedge_server.engine.clock import Alarm, Clock
-from kedge_server.engine.contributions import PendingContribution, fail_all, going_back, made_of, pending, run_failed
+from kedge_server.engine.contributions import PendingContribution, as_failure, fail_all, going_back, made_of, pending
 from kedge_server.engine.device import DeviceThread, Writer
 from kedge_server.engine.durability import RunStore
 from kedge_server.engine.feed import Feed
@@ -397,7 +397,7 @@ class RunEngine:
             )
         except Exception as error:
             self._on_failed([], error)
-            raise run_failed(self.config.name, error) from error
+            raise as_failure(self.config.name, error) from error
         self._publication.publish(snapshot)
         self.feed.tell("restored", checkpoint=self._store.checkpoint_name(checkpoint_id))
         self._follow()
@@ -488,7 +488,7 @@ class RunEngine:
     def _on_failed(self, rounds: Sequence[Round], error: BaseException) -> None:
         if self._end is None:
             _log.error("update failed", run=self.config.name, step=self.snapshot.step + 1, exc_info=error)
-        failure = run_failed(self.config.name, error)
+        failure = self._end or as_failure(self.config.name, error)
         contributions = [contribution for closed in rounds for contribution in closed.contributions]
         self._held.take_over_all(contributions)  # the journal may be reading them
         fail_all(contributions, failure)

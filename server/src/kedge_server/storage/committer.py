@@ -158,6 +158,10 @@ class Committer:
         """Brings what is written to the disk."""
         await self._use(lambda journal: journal.sync())
 
+    async def sum_of(self, index: int) -> int | None:
+        """The sum of a record; None without a journal, or if it is not there."""
+        return await self._use(lambda journal: journal.sum_of(index))
+
     async def drop_before(self, index: int) -> None:
         """Drops what no recovery needs any more.
 

@@ -57,6 +57,7 @@ class DataDir:
         """
         with _unusable(path):
             _make(path)
+            _require_ours(path)
             lock = _locked(path, os.O_RDWR | os.O_CREAT)
             try:
                 _write_process_id(lock)
@@ -141,6 +142,19 @@ class DataDir:
         self._files.rename(directory, self._runs / deleted)
         self._files.sync_directory(self._runs)
         shutil.rmtree(self._runs / deleted, ignore_errors=True)  # the rest goes at the next start
+
+
+def _require_ours(path: Path) -> None:
+    """Refuses what belongs to somebody else: what looks like the rest of a run is removed at a start."""
+    names = {entry.name for entry in path.iterdir()}
+    if names and not names & {_LOCK, _GENERATION}:
+        raise DataDirError(f"{path} is not empty, and no data directory: give an empty one, or a name that is free")
+    runs = path / _RUNS
+    for run in runs.iterdir() if runs.is_dir() else ():
+        foreign = {entry.name for entry in run.iterdir()} - {JOURNAL, CHECKPOINTS} if run.is_dir() else {"bytes"}
+        if foreign and not run.name.startswith("."):
+            what = ", ".join(sorted(foreign))
+            raise DataDirError(f"{run} holds {what}, which is no part of a run: move that out of the data directory")
 
 
 def _make(path: Path) -> None:

@@ -30,6 +30,9 @@ __all__ = ["Entry", "Journal", "Record"]
 
 MARK_NAME = "synced"
 
+_KEPT_SUMS = 4096
+"""Of the records that were written last, more than come while a checkpoint begins."""
+
 
 class Entry(NamedTuple):
     """A record to be appended."""
@@ -68,6 +71,7 @@ class Journal:
         self.synced_index = 0
         self.cut_bytes = 0
         self.lost_indices = range(0)
+        self._sums: dict[int, int] = {}
 
     @classmethod
     def open(
@@ -160,6 +164,20 @@ class Journal:
             end = self._end_of(at)
             if segment.first_index >= self.first_index and end > from_index:
                 yield from self._records_of(segment, end, from_index)
+
+    def sum_of(self, index: int) -> int | None:
+        """The sum of a record's header, which no record of another history has; None if it is not there.
+
+        Raises:
+            StorageUnavailable: if it cannot be read.
+        """
+        if index in self._sums:
+            return self._sums[index]
+        for at, segment in enumerate(self._segments):
+            if segment.first_index <= index < self._end_of(at):
+                with SegmentReader(self._files, segment) as reader:
+                    return reader.sum_of(index)
+        return None
 
     def drop_before(self, index: int) -> None:
         """Removes the segments whose records are all before an index, but never the last one.
@@ -265,8 +283,11 @@ class Journal:
         fields = (entry.kind, self.next_index, entry.step, entry.time_seconds, self.synced_index)
         header = RecordHeader(*fields, payload_bytes, len(entry.body), content_sum)
         failpoint("journal.write.before")
-        self._write(file, segment.size, [records.packed_record(header, salt_sum), entry.body, *payload])
+        packed = records.packed_record(header, salt_sum)
+        self._write(file, segment.size, [packed, entry.body, *payload])
         failpoint("journal.write.after")
+        self._sums[self.next_index] = records.header_sum(packed)
+        self._sums.pop(self.next_index - _KEPT_SUMS, None)
         segment.size += size
         self.next_index += 1
 

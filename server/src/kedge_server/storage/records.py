@@ -115,6 +115,11 @@ def packed_record(header: RecordHeader, salt_sum: int) -> bytes:
     return _summed(_RECORD.pack(RECORD_MAGIC, VERSION, kind, 0, *rest, 0), salt_sum)
 
 
+def header_sum(packed: bytes) -> int:
+    """The sum that a record's header ends with. It depends on the segment's salt."""
+    return int(_SUM.unpack_from(packed, RECORD_BYTES - _SUM.size)[0])
+
+
 def parsed_record(raw: bytes, salt_sum: int, offset: int = 0) -> RecordHeader | None:
     """The header of the record at an offset of the bytes; None if there is none of this segment."""
     end = offset + RECORD_BYTES

@@ -73,7 +73,8 @@ class Recovery:
             except CheckpointDamaged as error:
                 self._note(f"{error.message}; going back to the one before")
                 continue
-            return self._begin(restorable)
+            if self._is_of_this_history(info, restorable):
+                return self._begin(restorable)
         return self._from_creation()
 
     def open_oldest(self) -> Restorable | None:
@@ -89,15 +90,18 @@ class Recovery:
             if info.next_index < journal.first_index:
                 continue
             try:
-                return self._begin(load(self.store, info.checkpoint_id))
+                restorable = load(self.store, info.checkpoint_id)
             except CheckpointDamaged as error:
                 self._note(f"{error.message}; going on to the one after")
+                continue
+            if self._is_of_this_history(info, restorable):
+                return self._begin(restorable)
         return self._from_creation()
 
     def _look(self) -> list[CheckpointInfo]:
         """Opens the journal. Returns the checkpoints that may be intact, newest first."""
-        for checkpoint_id, why in self.store.damaged().items():
-            self._note(f"checkpoint {checkpoint_id} of {self.name} is damaged: {why}")
+        for why in self.store.damaged().values():
+            self._note(f"{self.name}: {why}")
         infos = self.store.list()
         self._journal = Journal.open(
             self._journal_directory,
@@ -144,6 +148,19 @@ class Recovery:
         self.restored_from[checkpoint_id] = index
         return load(self.store, checkpoint_id)
 
+    def _is_of_this_history(self, info: CheckpointInfo, restorable: Restorable) -> bool:
+        """Whether the journal leads to the checkpoint, as far as it still holds the record that comes before it.
+
+        It does not where a journal began anew after the checkpoint, and that was brought back from a copy later.
+        """
+        there = self.journal.sum_of(info.next_index - 1)
+        if there is None or restorable.journal_sum in (None, there):
+            return True
+        self._note(
+            f"checkpoint {info.checkpoint_id} of {self.name} is of another history than its journal, and is not used"
+        )
+        return False
+
     def _begin(self, origin: Restorable) -> Restorable:
         config = origin.image.config
         if config.name != self.name:
@@ -165,6 +182,8 @@ class Recovery:
     def _from_creation(self) -> Restorable | None:
         journal = self.journal
         has_had_checkpoints = bool(self.problems) and bool(self.store.damaged())
+        if not self._is_journal_there and CHECKPOINTS in self._files.list(self._journal_directory.parent):
+            raise self._unrecoverable("its journal is gone")
         if journal.next_index == 1 and not has_had_checkpoints:
             return None
         if journal.first_index > 1 or journal.next_index == 1:

@@ -97,6 +97,11 @@ class StoredRun:
         self._is_deleted = False
 
     @property
+    def run(self) -> str:
+        """runs/{run}."""
+        return self._run
+
+    @property
     def level(self) -> Durability:
         """What an acknowledged push survives."""
         return self._committer.image.config.durability
@@ -192,6 +197,8 @@ class StoredRun:
             captured = await capture()
             try:
                 await self._committer.sync()  # a checkpoint is not to be ahead of the journal after loss of power
+                journal_sum = await self._committer.sum_of(captured.image.next_index - 1)
+                captured = captured._replace(image=captured.image._replace(journal_sum=journal_sum))
                 info = await self._on_thread(self._save, captured, metrics)
                 self._counted_from, self._last_step = counted_from, info.step
                 self._last_at_seconds, self._state_bytes = time.monotonic(), info.size_bytes
@@ -304,4 +311,4 @@ def load(store: CheckpointStore, checkpoint_id: str) -> Restorable:
     state: ImageState = decode(checkpoint.image)
     arrays = {name: array for name, array in checkpoint.arrays.items() if not name.startswith(_HELD)}
     held = {key: checkpoint.arrays[f"{_HELD}{number:05}"] for number, key in enumerate(state.held)}
-    return Restorable(RunImage.of(state), arrays, held)
+    return Restorable(RunImage.of(state), arrays, held, state.journal_sum)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import structlog
 
 from kedge_server.core.commits import Created
 from kedge_server.core.image import RunImage
@@ -24,6 +25,8 @@ from kedge_server.storage.run_store import Settings, StoredRun
 from kedge_server.telemetry.failpoints import failpoint
 
 _JOURNAL_THREADS = 4
+
+_log = structlog.get_logger("kedge.storage")
 
 ResultT = TypeVar("ResultT")
 
@@ -158,6 +161,7 @@ class FoundOnDisk:
         """What its recovery begins with; None if its creation was never finished, of which nothing is left then."""
         origin = await self._storage.on_thread(self._recovery.open)
         if origin is None:
+            _log.warning("a run whose creation was never finished is removed", run=self.name)
             await self._storage.on_thread(self._storage.discard, self.name)
         return origin
 

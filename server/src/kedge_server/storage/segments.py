@@ -118,6 +118,19 @@ class SegmentReader:
         self.next_index += 1
         return Record(header.index, header.kind, header.step, header.time_seconds, body, payload)
 
+    def sum_of(self, index: int) -> int | None:
+        """The sum of a record's header; None if the record is not there. It reads the headers up to that one."""
+        offset, at = SEGMENT_BYTES, self._segment.first_index
+        while offset < self._segment.size:
+            raw = self._bytes(offset, RECORD_BYTES).tobytes()
+            header = records.parsed_record(raw, self._salt_sum)
+            if header is None or header.index != at:
+                return None
+            if at == index:
+                return records.header_sum(raw)
+            offset, at = offset + header.size, at + 1
+        return None
+
     def headers_after(self) -> Iterator[RecordHeader]:
         """The headers of records behind the place where nothing whole follows. A header may come more than once.
 

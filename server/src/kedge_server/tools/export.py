@@ -54,11 +54,11 @@ def _of_checkpoint(run: RunFiles, checkpoint: str) -> tuple[RunImage, Arrays]:
     store = run.store()
     checkpoint_id = check_checkpoint_id(checkpoint.removeprefix(f"{run.name}/checkpoints/"))
     try:
-        image, arrays, _ = load(store, checkpoint_id)
+        restorable = load(store, checkpoint_id)
     except CheckpointMissing as error:
         there = ", ".join(info.checkpoint_id for info in store.list()) or "none"
         raise MisuseError(f"{run.name} has no checkpoint {checkpoint_id}: those there are {there}") from error
-    return image, arrays
+    return restorable.image, restorable.arrays
 
 
 def _newest(run: RunFiles) -> tuple[RunImage, Arrays]:

@@ -131,7 +131,8 @@ class _Verification:
             return
         image = replay.image
         got = await self._device.run(lambda: fingerprint(image, writer.capture(), replay.held))
-        expected = fingerprint(*await asyncio.to_thread(load, self._run.store(), checkpoint_id))
+        there = await asyncio.to_thread(load, self._run.store(), checkpoint_id)
+        expected = fingerprint(there.image, there.arrays, there.held)
         others = [word for word, one, other in zip(_WORDS, got, expected, strict=True) if one != other]
         self._others[checkpoint_id] = others
         if others:

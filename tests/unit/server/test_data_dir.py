@@ -297,3 +297,21 @@ def test_a_new_run_and_a_deletion_are_brought_to_the_disk(path: Path) -> None:
         synced.clear()
         held.delete_run("a")
         assert synced == ["runs"]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (["train.py", "runs/exp1/events.out"], "is not empty, and no data directory"),
+        (["runs/exp1/events.out"], "holds events.out, which is no part of a run"),
+        (["lock", "runs/lost+found/x"], "holds x, which is no part of a run"),
+    ],
+)
+def test_directory_of_somebody_else_is_refused_and_left_as_it_is(tmp_path: Path, made: list[str], message: str) -> None:
+    for name in made:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("theirs")
+    with pytest.raises(DataDirError, match=message):
+        DataDir.open(tmp_path, OsFiles())
+    assert [(tmp_path / name).read_text() for name in made] == ["theirs"] * len(made)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(made)

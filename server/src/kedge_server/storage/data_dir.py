@@ -147,7 +147,7 @@ class DataDir:
 def _require_ours(path: Path) -> None:
     """Refuses what belongs to somebody else: what looks like the rest of a run is removed at a start."""
     names = {entry.name for entry in path.iterdir()}
-    if names and not names & {_LOCK, _GENERATION}:
+    if names - {_RUNS} and not names & {_LOCK, _GENERATION}:
         raise DataDirError(f"{path} is not empty, and no data directory: give an empty one, or a name that is free")
     runs = path / _RUNS
     for run in runs.iterdir() if runs.is_dir() else ():

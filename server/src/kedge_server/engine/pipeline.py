@@ -99,10 +99,6 @@ class Pipeline:
         self._start(Call(run, done))
         return await done
 
-    def contributions(self) -> list[Contribution]:
-        """Those of the rounds that are not applied yet."""
-        return [c for job in self._jobs if isinstance(job, ClosedRound) for c in job.round.contributions]
-
     @property
     def is_busy(self) -> bool:
         """Whether there is something to be done."""

@@ -1,6 +1,6 @@
 """Brings a run back to where it stood: the state that storage begins with, and every later step applied again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,15 +26,12 @@ class Recovered(NamedTuple):
     """The steps that were applied again."""
 
 
-async def recover(
-    found: FoundRun, device: DeviceThread, *, on_step: Callable[[Writer], None] = lambda _: None
-) -> Recovered | None:
+async def recover(found: FoundRun, device: DeviceThread) -> Recovered | None:
     """Recovers a run; None if its creation was never finished.
 
     Args:
         found: the run in storage.
         device: the thread that its writer runs on.
-        on_step: called there after each step.
 
     Raises:
         Exception: what storage raises: damage is named.
@@ -43,7 +40,7 @@ async def recover(
     if origin is None:
         return None
     writer = await device.run(writer_of, origin.image, origin.arrays)
-    replay = Replay(found, origin, writer, device, on_step)
+    replay = Replay(found, origin, writer, device)
     async for batch in found.batches():
         await replay.apply(batch)
     return Recovered(origin.image, writer, replay.held, replay.step_count)
@@ -57,7 +54,6 @@ class Replay:
         origin: where it begins. Its image is taken along.
         writer: of that state.
         device: the thread that the writer runs on.
-        on_step: called there after each step.
 
     Attributes:
         image: what came of the commits so far.
@@ -71,7 +67,6 @@ class Replay:
         origin: Restorable,
         writer: Writer,
         device: DeviceThread,
-        on_step: Callable[[Writer], None] = lambda _: None,
     ) -> None:
         self.image = origin.image
         self.held = dict(origin.held)
@@ -79,7 +74,6 @@ class Replay:
         self._found = found
         self._writer = writer
         self._device = device
-        self._on_step = on_step
 
     async def apply(self, batch: Sequence[Replayed]) -> None:
         """Applies commits, in order."""
@@ -99,7 +93,6 @@ class Replay:
     def _apply_steps(self, steps: Sequence[tuple[np.ndarray, tuple[StepValues, ...]]]) -> None:
         for gradient, values in steps:
             self._writer.replay(gradient, values)
-            self._on_step(self._writer)
             self.step_count += 1
 
     def _note_held(self, commit: Commit, payload: np.ndarray) -> None:

@@ -78,6 +78,7 @@ class Committer:
         self._working: asyncio.Task[None] | None = None
         self._unsynced_since: float | None = None
         self._sync_timer: asyncio.TimerHandle | None = None
+        self._syncing: asyncio.Task[None] | None = None  # kept, since a loop does not
         self._is_closed = False
         self._end: KedgeError | None = None
 

@@ -72,6 +72,11 @@ CASES = [
     Case("adabelief_eps_twice", optim.AdaBelief(lr=0.01, eps=1e-3), adabelief(lr=0.01, eps=1e-3, eps_root=1e-3)),
     Case("adabelief_no_eps_root", optim.AdaBelief(lr=0.01, eps_root=0.0), adabelief(lr=0.01, eps_root=0.0)),
     Case(
+        "adabelief_max_direction",
+        optim.AdaBelief(lr=0.01, max_direction=0.75),
+        adabelief(lr=0.01, max_direction=0.75),
+    ),
+    Case(
         "adabelief_decay_both_clips_exponential_lr",
         optim.AdaBelief(lr=optim.ExponentialLR(0.02, 0.9, steps_per_epoch=3), weight_decay=0.1, **_CLIPS),
         adabelief(lr=_exponential_lr(base_lr=0.02, gamma=0.9, steps_per_epoch=3), decay=0.1, **_CLIPPED),
@@ -95,6 +100,11 @@ CASES = [
             decoupled_decay=0.2,
             sync_period=4,
         ),
+    ),
+    Case(
+        "lookahead_adabelief_max_direction",
+        optim.Lookahead(optim.AdaBelief(lr=0.01, eps=1e-3, max_direction=0.5), sync_period=4),
+        adabelief(lr=0.01, eps=1e-3, eps_root=1e-3, max_direction=0.5, sync_period=4),
     ),
     Case("lookahead_adabelief", optim.Lookahead(optim.AdaBelief(lr=0.01)), adabelief(lr=0.01, sync_period=5)),
     Case(

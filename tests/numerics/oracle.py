@@ -32,6 +32,8 @@ class Recipe:
     eps: float = 1e-8
     eps_root: float = 0.0
     """Added to AdaBelief's second moment in its recursion."""
+    max_direction: float = np.inf
+    """The greatest element of AdaBelief's direction."""
     decoupled_decay: float = 0.0
     """AdamW's."""
     decay: float = 0.0
@@ -128,7 +130,8 @@ def _adabelief(recipe: Recipe, state: State, g: Array, step: int) -> tuple[Array
     s = b2 * state.second + (1 - b2) * (g - m) ** 2 + recipe.eps_root
     m_hat = m / (1 - b1**step)
     s_hat = s / (1 - b2**step)
-    return m_hat / (np.sqrt(s_hat) + recipe.eps), m, s
+    direction = m_hat / (np.sqrt(s_hat) + recipe.eps)
+    return np.minimum(np.maximum(direction, -recipe.max_direction), recipe.max_direction), m, s
 
 
 RULES = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "adabelief": _adabelief}

@@ -5,6 +5,7 @@ from typing import Any, Self
 import numpy as np
 
 from kedge.adapters._jax_tree import Structure, refuse_tracers, refuse_tracing
+from kedge.compression import TopK
 from kedge.run import Run, Snapshot
 from kedge.transport import PushResult
 from kedge.weights import FastOrSlow
@@ -27,7 +28,7 @@ class JaxRun:
         self,
         name: str | None = None,
         *,
-        wire_dtype: str = "float32",
+        wire_dtype: str | TopK = "float32",
         transport: str = "auto",
         lease_seconds: float | None = None,
     ) -> "JaxWorker":

@@ -45,6 +45,7 @@ class AdaBelief(RemoteOptimizer):
         weight_decay: coupled L2 decay, >= 0.
         grad_clip_norm: the gradient's global norm is clipped to it.
         grad_clip_value: the gradient's elements are clipped to [-value, value].
+        max_direction: the direction's elements are clipped to [-value, value]; what signs as gradients need.
         run: a run of kedge that exists, or the name of one that is opened, or created where there is none. Without it a
             name is made. A run that is created takes a step with each contribution (`kedge.Synchronous(quorum=1)`).
         client: what `kedge.connect` returns. Not needed if `run` is a run.
@@ -64,16 +65,20 @@ class AdaBelief(RemoteOptimizer):
         grad_clip_norm: float | None = None,
         grad_clip_value: float | None = None,
         *,
+        max_direction: float | None = None,
         run: Run | str | None = None,
         client: Client | None = None,
     ) -> None:
-        optimizer = optim.AdaBelief(rate_to_create_with(lr), betas, eps, weight_decay, grad_clip_norm, grad_clip_value)
+        clips = (grad_clip_norm, grad_clip_value)
+        rate = rate_to_create_with(lr)
+        optimizer = optim.AdaBelief(rate, betas, eps, weight_decay, *clips, max_direction=max_direction)
         super().__init__(optimizer, lr, run=run, client=client)
         self.betas = optimizer.betas
         self.eps = eps
         self.weight_decay = weight_decay
         self.grad_clip_norm = grad_clip_norm
         self.grad_clip_value = grad_clip_value
+        self.max_direction = max_direction
 
 
 class Lookahead(RemoteOptimizer):

@@ -33,6 +33,7 @@ from kedge import optim, policies
 from kedge.adapters._jax_run import JaxRun, JaxWorker
 from kedge.adapters._jax_tree import Structure
 from kedge.client import ALL_THAT_ARE_FINITE, Client
+from kedge.compression import TopK
 from kedge.errors import ConflictError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def get_run(client: Client, name: str, *, like: Any) -> JaxRun:
 
 
 def remote(
-    run: JaxRun, name: str | None = None, *, wire_dtype: str = "float32", lease_seconds: float | None = None
+    run: JaxRun, name: str | None = None, *, wire_dtype: str | TopK = "float32", lease_seconds: float | None = None
 ) -> "Remote":
     """Joins a run as a worker in the shape of an optax transformation: for loops that are written for optax.
 

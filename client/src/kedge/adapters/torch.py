@@ -23,6 +23,7 @@ import numpy as np
 from kedge import optim, policies, tree
 from kedge.adapters import _torch_groups, _torch_leases, _torch_params
 from kedge.client import ALL_THAT_ARE_FINITE, Client
+from kedge.compression import TopK
 from kedge.run import Run
 from kedge.transport import RunInfo
 from kedge.weights import FastOrSlow
@@ -47,7 +48,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         run: the run to work for. All its tensors are to be given.
         worker: a worker of the run to use, which stays the caller's to close; None joins the run.
         name: the worker's id; `Run.join` has more on it, and on the next two.
-        wire_dtype: what gradients and weights are sent as: "float32", "bfloat16" or "float16".
+        wire_dtype: what gradients and weights are sent as, as for `Run.join`.
         lease_seconds: how long the server counts on this worker without hearing of it; None takes its default.
         allow_missing: whether tensors of the run may have no parameter here. Their gradients are zeros then, until
             `add_param_group` brings the parameters.
@@ -80,7 +81,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         run: Run,
         worker: Worker | None = None,
         name: str | None = None,
-        wire_dtype: str = "float32",
+        wire_dtype: str | TopK = "float32",
         lease_seconds: float | None = None,
         allow_missing: bool = False,
     ) -> None:
@@ -122,7 +123,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         checkpoints: policies.Checkpoints | None = None,
         param_groups: Iterable[dict[str, Any]] | None = None,
         worker_name: str | None = None,
-        wire_dtype: str = "float32",
+        wire_dtype: str | TopK = "float32",
         lease_seconds: float | None = None,
     ) -> Self:
         """Opens the run of a module, or creates it from the module's parameters, and works for it.
@@ -355,7 +356,7 @@ def pull(run: Run, weights: FastOrSlow = "fast") -> dict[str, Any]:
 
 
 def _joined(
-    run: Run, worker: Worker | None, name: str | None, *, wire_dtype: str, lease_seconds: float | None
+    run: Run, worker: Worker | None, name: str | None, *, wire_dtype: str | TopK, lease_seconds: float | None
 ) -> Worker:
     if worker is None:
         return run.join(name, wire_dtype=wire_dtype, lease_seconds=lease_seconds)

@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from kedge.optim._checks import check_eps, check_flag, check_fraction, check_rate, checked_betas
+from kedge.optim._checks import check_eps, check_flag, check_fraction, check_positive, check_rate, checked_betas
 from kedge.optim.rules import Rule
 from kedge.optim.schedules import Schedule
 
@@ -200,8 +200,11 @@ class AdaBelief(_Moments):
         grad_clip_norm: the gradient's global norm is clipped to it.
         grad_clip_value: the gradient's elements are clipped to [-value, value].
         eps_root: added to s in its recursion, >= 0; None means eps.
+        max_direction: the elements of the direction, mhat / (sqrt(shat) + eps), are clipped to [-value, value], > 0;
+            None: they are not. Where gradients hardly change the direction grows without bound: to 185 after 5,000
+            steps of one gradient, with the defaults.
 
-    Source: arXiv:2010.07468, algorithm 2.
+    Source: arXiv:2010.07468, algorithm 2; max_direction is kedge's own.
     """
 
     lr: float | Schedule = 1e-3
@@ -212,11 +215,14 @@ class AdaBelief(_Moments):
     grad_clip_value: float | None = None
     _: KW_ONLY
     eps_root: float | None = None
+    max_direction: float | None = None
 
     def _check_rule(self) -> None:
         super()._check_rule()
         if self.eps_root is not None:
             check_rate("eps_root", self.eps_root)
+        if self.max_direction is not None:
+            check_positive("max_direction", self.max_direction)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ def _adabelief(rule: optim.AdaBelief, t: Tensor, g: Array) -> Array:
     m = t.moment("m", b1, g)
     s = t.sum("s", b2, (1 - b2) * (g - m) ** 2 + eps_root)
     first, second = _corrected(rule, t, m, s)
-    return first / (np.sqrt(second) + rule.eps)
+    direction = first / (np.sqrt(second) + rule.eps)
+    return direction if rule.max_direction is None else np.clip(direction, -rule.max_direction, rule.max_direction)
 
 
 def _rmsprop(rule: optim.RMSprop, t: Tensor, g: Array) -> Array:

@@ -141,14 +141,16 @@ class Yogi(_message.Message):
     def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ...) -> None: ...
 
 class AdaBelief(_message.Message):
-    __slots__ = ("betas", "eps", "eps_root")
+    __slots__ = ("betas", "eps", "eps_root", "max_direction")
     BETAS_FIELD_NUMBER: _ClassVar[int]
     EPS_FIELD_NUMBER: _ClassVar[int]
     EPS_ROOT_FIELD_NUMBER: _ClassVar[int]
+    MAX_DIRECTION_FIELD_NUMBER: _ClassVar[int]
     betas: _containers.RepeatedScalarFieldContainer[float]
     eps: float
     eps_root: float
-    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ..., eps_root: _Optional[float] = ...) -> None: ...
+    max_direction: float
+    def __init__(self, betas: _Optional[_Iterable[float]] = ..., eps: _Optional[float] = ..., eps_root: _Optional[float] = ..., max_direction: _Optional[float] = ...) -> None: ...
 
 class RMSprop(_message.Message):
     __slots__ = ("alpha", "eps", "momentum", "centered")

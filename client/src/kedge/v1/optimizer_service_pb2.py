@@ -27,37 +27,43 @@ from kedge.v1 import run_pb2 as kedge_dot_v1_dot_run__pb2
 from kedge.v1 import tensor_pb2 as kedge_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kedge/v1/optimizer_service.proto\x12\x08kedge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x12kedge/v1/run.proto\x1a\x15kedge/v1/tensor.proto\"\x9b\x02\n\nPushHeader\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x11\n\tbase_step\x18\x04 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x05 \x01(\x0c\x12\x15\n\rexample_count\x18\x06 \x01(\x04\x12\x1e\n\x05\x64type\x18\x07 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\x12\x11\n\x04loss\x18\t \x01(\x01H\x00\x88\x01\x01\x12\'\n\x04wait\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x04pull\x18\x0b \x01(\x0b\x32\x12.kedge.v1.PullSpecB\x07\n\x05_loss\"\xb7\x01\n\x08PullSpec\x12\"\n\x07weights\x18\x01 \x01(\x0e\x32\x11.kedge.v1.Weights\x12\x1e\n\x05\x64type\x18\x02 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x10\n\x08min_step\x18\x03 \x01(\x04\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\rif_newer_than\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_if_newer_than\"\xc2\x01\n\rWeightsHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x1c\n\x14lookahead_sync_count\x18\x02 \x01(\x04\x12\"\n\x07weights\x18\x03 \x01(\x0e\x32\x11.kedge.v1.Weights\x12\x1e\n\x05\x64type\x18\x04 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\x0c\x12\x14\n\x0cis_unchanged\x18\x07 \x01(\x08\"\xc8\x01\n\nPushResult\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x07outcome\x18\x02 \x01(\x0e\x32\x15.kedge.v1.PushOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x11\n\tstaleness\x18\x06 \x01(\x04\x12(\n\ndurability\x18\x07 \x01(\x0e\x32\x14.kedge.v1.Durability\x12\x14\n\x0c\x64urable_step\x18\x08 \x01(\x04\"\x97\x01\n\x14PushGradientsRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.kedge.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x42\t\n\x07payload\"=\n\x15PushGradientsResponse\x12$\n\x06result\x18\x01 \x01(\x0b\x32\x14.kedge.v1.PushResult\"C\n\x12PullWeightsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x04pull\x18\x02 \x01(\x0b\x32\x12.kedge.v1.PullSpec\"\x99\x01\n\x13PullWeightsResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.kedge.v1.WeightsHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x42\t\n\x07payload\"\xb8\x01\n\x0f\x45xchangeRequest\x12$\n\x04push\x18\x01 \x01(\x0b\x32\x14.kedge.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x12&\n\x04pull\x18\x04 \x01(\x0b\x32\x16.kedge.v1.ExchangePullH\x00\x42\t\n\x07payload\"@\n\x0c\x45xchangePull\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12 \n\x04pull\x18\x02 \x01(\x0b\x32\x12.kedge.v1.PullSpec\"\xbe\x01\n\x10\x45xchangeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.kedge.v1.WeightsHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x12&\n\x06result\x18\x04 \x01(\x0b\x32\x14.kedge.v1.PushResultH\x00\x42\t\n\x07payload*{\n\x0bPushOutcome\x12\x1c\n\x18PUSH_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14PUSH_OUTCOME_APPLIED\x10\x01\x12\x19\n\x15PUSH_OUTCOME_REJECTED\x10\x02\x12\x19\n\x15PUSH_OUTCOME_DEFERRED\x10\x03\x32\xfb\x01\n\x10OptimizerService\x12R\n\rPushGradients\x12\x1e.kedge.v1.PushGradientsRequest\x1a\x1f.kedge.v1.PushGradientsResponse(\x01\x12L\n\x0bPullWeights\x12\x1c.kedge.v1.PullWeightsRequest\x1a\x1d.kedge.v1.PullWeightsResponse0\x01\x12\x45\n\x08\x45xchange\x12\x19.kedge.v1.ExchangeRequest\x1a\x1a.kedge.v1.ExchangeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kedge/v1/optimizer_service.proto\x12\x08kedge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x12kedge/v1/run.proto\x1a\x15kedge/v1/tensor.proto\"3\n\x12OfferMemoryRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"5\n\x13OfferMemoryResponse\x12\x0e\n\x06socket\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\"\xc5\x02\n\nPushHeader\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x11\n\tbase_step\x18\x04 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x05 \x01(\x0c\x12\x15\n\rexample_count\x18\x06 \x01(\x04\x12\x1e\n\x05\x64type\x18\x07 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\x12\x11\n\x04loss\x18\t \x01(\x01H\x00\x88\x01\x01\x12\'\n\x04wait\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x04pull\x18\x0b \x01(\x0b\x32\x12.kedge.v1.PullSpec\x12(\n\tin_memory\x18\x0c \x01(\x0b\x32\x15.kedge.v1.MemoryRangeB\x07\n\x05_loss\"\xdc\x01\n\x08PullSpec\x12\"\n\x07weights\x18\x01 \x01(\x0e\x32\x11.kedge.v1.Weights\x12\x1e\n\x05\x64type\x18\x02 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x10\n\x08min_step\x18\x03 \x01(\x04\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\rif_newer_than\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12#\n\x04into\x18\x06 \x01(\x0b\x32\x15.kedge.v1.MemoryRangeB\x10\n\x0e_if_newer_than\"\xd5\x01\n\rWeightsHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x1c\n\x14lookahead_sync_count\x18\x02 \x01(\x04\x12\"\n\x07weights\x18\x03 \x01(\x0e\x32\x11.kedge.v1.Weights\x12\x1e\n\x05\x64type\x18\x04 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\x0c\x12\x14\n\x0cis_unchanged\x18\x07 \x01(\x08\x12\x11\n\tin_memory\x18\x08 \x01(\x08\"\xf2\x01\n\nPushResult\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x07outcome\x18\x02 \x01(\x0e\x32\x15.kedge.v1.PushOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x11\n\tstaleness\x18\x06 \x01(\x04\x12(\n\ndurability\x18\x07 \x01(\x0e\x32\x14.kedge.v1.Durability\x12\x14\n\x0c\x64urable_step\x18\x08 \x01(\x04\x12(\n\x07weights\x18\t \x01(\x0b\x32\x17.kedge.v1.WeightsHeader\"\x97\x01\n\x14PushGradientsRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.kedge.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x42\t\n\x07payload\"=\n\x15PushGradientsResponse\x12$\n\x06result\x18\x01 \x01(\x0b\x32\x14.kedge.v1.PushResult\"C\n\x12PullWeightsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x04pull\x18\x02 \x01(\x0b\x32\x12.kedge.v1.PullSpec\"\x99\x01\n\x13PullWeightsResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.kedge.v1.WeightsHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x42\t\n\x07payload\"\xe4\x01\n\x0f\x45xchangeRequest\x12$\n\x04push\x18\x01 \x01(\x0b\x32\x14.kedge.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x12&\n\x04pull\x18\x04 \x01(\x0b\x32\x16.kedge.v1.ExchangePullH\x00\x12*\n\x06memory\x18\x05 \x01(\x0b\x32\x18.kedge.v1.ExchangeMemoryH\x00\x42\t\n\x07payload\" \n\x0e\x45xchangeMemory\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\"@\n\x0c\x45xchangePull\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12 \n\x04pull\x18\x02 \x01(\x0b\x32\x12.kedge.v1.PullSpec\"\xbe\x01\n\x10\x45xchangeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.kedge.v1.WeightsHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kedge.v1.ChunkH\x00\x12*\n\x07trailer\x18\x03 \x01(\x0b\x32\x17.kedge.v1.StreamTrailerH\x00\x12&\n\x06result\x18\x04 \x01(\x0b\x32\x14.kedge.v1.PushResultH\x00\x42\t\n\x07payload*{\n\x0bPushOutcome\x12\x1c\n\x18PUSH_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14PUSH_OUTCOME_APPLIED\x10\x01\x12\x19\n\x15PUSH_OUTCOME_REJECTED\x10\x02\x12\x19\n\x15PUSH_OUTCOME_DEFERRED\x10\x03\x32\xc7\x02\n\x10OptimizerService\x12R\n\rPushGradients\x12\x1e.kedge.v1.PushGradientsRequest\x1a\x1f.kedge.v1.PushGradientsResponse(\x01\x12L\n\x0bPullWeights\x12\x1c.kedge.v1.PullWeightsRequest\x1a\x1d.kedge.v1.PullWeightsResponse0\x01\x12\x45\n\x08\x45xchange\x12\x19.kedge.v1.ExchangeRequest\x1a\x1a.kedge.v1.ExchangeResponse(\x01\x30\x01\x12J\n\x0bOfferMemory\x12\x1c.kedge.v1.OfferMemoryRequest\x1a\x1d.kedge.v1.OfferMemoryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kedge.v1.optimizer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PUSHOUTCOME']._serialized_start=1881
-  _globals['_PUSHOUTCOME']._serialized_end=2004
-  _globals['_PUSHHEADER']._serialized_start=122
-  _globals['_PUSHHEADER']._serialized_end=405
-  _globals['_PULLSPEC']._serialized_start=408
-  _globals['_PULLSPEC']._serialized_end=591
-  _globals['_WEIGHTSHEADER']._serialized_start=594
-  _globals['_WEIGHTSHEADER']._serialized_end=788
-  _globals['_PUSHRESULT']._serialized_start=791
-  _globals['_PUSHRESULT']._serialized_end=991
-  _globals['_PUSHGRADIENTSREQUEST']._serialized_start=994
-  _globals['_PUSHGRADIENTSREQUEST']._serialized_end=1145
-  _globals['_PUSHGRADIENTSRESPONSE']._serialized_start=1147
-  _globals['_PUSHGRADIENTSRESPONSE']._serialized_end=1208
-  _globals['_PULLWEIGHTSREQUEST']._serialized_start=1210
-  _globals['_PULLWEIGHTSREQUEST']._serialized_end=1277
-  _globals['_PULLWEIGHTSRESPONSE']._serialized_start=1280
-  _globals['_PULLWEIGHTSRESPONSE']._serialized_end=1433
-  _globals['_EXCHANGEREQUEST']._serialized_start=1436
-  _globals['_EXCHANGEREQUEST']._serialized_end=1620
-  _globals['_EXCHANGEPULL']._serialized_start=1622
-  _globals['_EXCHANGEPULL']._serialized_end=1686
-  _globals['_EXCHANGERESPONSE']._serialized_start=1689
-  _globals['_EXCHANGERESPONSE']._serialized_end=1879
-  _globals['_OPTIMIZERSERVICE']._serialized_start=2007
-  _globals['_OPTIMIZERSERVICE']._serialized_end=2258
+  _globals['_PUSHOUTCOME']._serialized_start=2207
+  _globals['_PUSHOUTCOME']._serialized_end=2330
+  _globals['_OFFERMEMORYREQUEST']._serialized_start=121
+  _globals['_OFFERMEMORYREQUEST']._serialized_end=172
+  _globals['_OFFERMEMORYRESPONSE']._serialized_start=174
+  _globals['_OFFERMEMORYRESPONSE']._serialized_end=227
+  _globals['_PUSHHEADER']._serialized_start=230
+  _globals['_PUSHHEADER']._serialized_end=555
+  _globals['_PULLSPEC']._serialized_start=558
+  _globals['_PULLSPEC']._serialized_end=778
+  _globals['_WEIGHTSHEADER']._serialized_start=781
+  _globals['_WEIGHTSHEADER']._serialized_end=994
+  _globals['_PUSHRESULT']._serialized_start=997
+  _globals['_PUSHRESULT']._serialized_end=1239
+  _globals['_PUSHGRADIENTSREQUEST']._serialized_start=1242
+  _globals['_PUSHGRADIENTSREQUEST']._serialized_end=1393
+  _globals['_PUSHGRADIENTSRESPONSE']._serialized_start=1395
+  _globals['_PUSHGRADIENTSRESPONSE']._serialized_end=1456
+  _globals['_PULLWEIGHTSREQUEST']._serialized_start=1458
+  _globals['_PULLWEIGHTSREQUEST']._serialized_end=1525
+  _globals['_PULLWEIGHTSRESPONSE']._serialized_start=1528
+  _globals['_PULLWEIGHTSRESPONSE']._serialized_end=1681
+  _globals['_EXCHANGEREQUEST']._serialized_start=1684
+  _globals['_EXCHANGEREQUEST']._serialized_end=1912
+  _globals['_EXCHANGEMEMORY']._serialized_start=1914
+  _globals['_EXCHANGEMEMORY']._serialized_end=1946
+  _globals['_EXCHANGEPULL']._serialized_start=1948
+  _globals['_EXCHANGEPULL']._serialized_end=2012
+  _globals['_EXCHANGERESPONSE']._serialized_start=2015
+  _globals['_EXCHANGERESPONSE']._serialized_end=2205
+  _globals['_OPTIMIZERSERVICE']._serialized_start=2333
+  _globals['_OPTIMIZERSERVICE']._serialized_end=2660
 # @@protoc_insertion_point(module_scope)

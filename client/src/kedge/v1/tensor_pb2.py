@@ -24,23 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kedge/v1/tensor.proto\x12\x08kedge.v1\"Y\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1e\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"A\n\x08Manifest\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.kedge.v1.TensorSpec\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1f\n\rStreamTrailer\x12\x0e\n\x06\x63rc32c\x18\x01 \x01(\x07*X\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x11\n\rDTYPE_FLOAT16\x10\x03*a\n\x07Weights\x12\x17\n\x13WEIGHTS_UNSPECIFIED\x10\x00\x12\x10\n\x0cWEIGHTS_FAST\x10\x01\x12\x10\n\x0cWEIGHTS_SLOW\x10\x02\x12\x19\n\x15WEIGHTS_FAST_AND_SLOW\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kedge/v1/tensor.proto\x12\x08kedge.v1\"Y\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1e\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0f.kedge.v1.Dtype\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"A\n\x08Manifest\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.kedge.v1.TensorSpec\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"1\n\x0bMemoryRange\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1f\n\rStreamTrailer\x12\x0e\n\x06\x63rc32c\x18\x01 \x01(\x07*\x89\x01\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x11\n\rDTYPE_FLOAT16\x10\x03\x12\x0e\n\nDTYPE_INT8\x10\x04\x12\x0f\n\x0b\x44TYPE_TOP_K\x10\x05\x12\x0e\n\nDTYPE_SIGN\x10\x06*a\n\x07Weights\x12\x17\n\x13WEIGHTS_UNSPECIFIED\x10\x00\x12\x10\n\x0cWEIGHTS_FAST\x10\x01\x12\x10\n\x0cWEIGHTS_SLOW\x10\x02\x12\x19\n\x15WEIGHTS_FAST_AND_SLOW\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kedge.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=265
-  _globals['_DTYPE']._serialized_end=353
-  _globals['_WEIGHTS']._serialized_start=355
-  _globals['_WEIGHTS']._serialized_end=452
+  _globals['_DTYPE']._serialized_start=317
+  _globals['_DTYPE']._serialized_end=454
+  _globals['_WEIGHTS']._serialized_start=456
+  _globals['_WEIGHTS']._serialized_end=553
   _globals['_TENSORSPEC']._serialized_start=35
   _globals['_TENSORSPEC']._serialized_end=124
   _globals['_MANIFEST']._serialized_start=126
   _globals['_MANIFEST']._serialized_end=191
-  _globals['_CHUNK']._serialized_start=193
-  _globals['_CHUNK']._serialized_end=230
-  _globals['_STREAMTRAILER']._serialized_start=232
-  _globals['_STREAMTRAILER']._serialized_end=263
+  _globals['_MEMORYRANGE']._serialized_start=193
+  _globals['_MEMORYRANGE']._serialized_end=242
+  _globals['_CHUNK']._serialized_start=244
+  _globals['_CHUNK']._serialized_end=281
+  _globals['_STREAMTRAILER']._serialized_start=283
+  _globals['_STREAMTRAILER']._serialized_end=314
 # @@protoc_insertion_point(module_scope)

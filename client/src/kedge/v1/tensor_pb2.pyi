@@ -13,6 +13,9 @@ class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DTYPE_FLOAT32: _ClassVar[Dtype]
     DTYPE_BFLOAT16: _ClassVar[Dtype]
     DTYPE_FLOAT16: _ClassVar[Dtype]
+    DTYPE_INT8: _ClassVar[Dtype]
+    DTYPE_TOP_K: _ClassVar[Dtype]
+    DTYPE_SIGN: _ClassVar[Dtype]
 
 class Weights(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -24,6 +27,9 @@ DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_BFLOAT16: Dtype
 DTYPE_FLOAT16: Dtype
+DTYPE_INT8: Dtype
+DTYPE_TOP_K: Dtype
+DTYPE_SIGN: Dtype
 WEIGHTS_UNSPECIFIED: Weights
 WEIGHTS_FAST: Weights
 WEIGHTS_SLOW: Weights
@@ -48,6 +54,14 @@ class Manifest(_message.Message):
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     digest: bytes
     def __init__(self, tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class MemoryRange(_message.Message):
+    __slots__ = ("offset", "size_bytes")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    size_bytes: int
+    def __init__(self, offset: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("offset", "data")

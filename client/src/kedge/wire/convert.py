@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from kedge.v1 import tensor_pb2
+from kedge.wire.compressed import COMPRESSED
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import DTYPES, Manifest
 from kedge.wire.optimizers import optimizer_from_wire, optimizer_to_wire
@@ -20,18 +21,19 @@ __all__ = [
     "dtype_to_wire",
     "duration_from_wire",
     "duration_to_wire",
+    "gradient_dtype_from_wire",
     "manifest_from_wire",
     "manifest_to_wire",
     "optimizer_from_wire",
     "optimizer_to_wire",
 ]
 
-_DTYPE_TO_WIRE = {name: tensor_pb2.Dtype.Value(f"DTYPE_{name.upper()}") for name in DTYPES}
+_DTYPE_TO_WIRE = {name: tensor_pb2.Dtype.Value(f"DTYPE_{name.upper()}") for name in (*DTYPES, *COMPRESSED)}
 _DTYPE_FROM_WIRE = {number: name for name, number in _DTYPE_TO_WIRE.items()}
 
 
 def dtype_to_wire(dtype: str) -> Any:
-    """The enum value of a key of `DTYPES`."""
+    """The enum value of a key of `DTYPES`, or of one of `COMPRESSED`."""
     return _DTYPE_TO_WIRE[dtype]
 
 
@@ -39,17 +41,29 @@ def dtype_from_wire(number: int, *, default: str | None = None) -> str:
     """The key of `DTYPES` for an enum value.
 
     Raises:
-        KedgeError: UNSUPPORTED_DTYPE.
+        KedgeError: UNSUPPORTED_DTYPE, also for those that only gradients can be sent as.
     """
     name = _DTYPE_FROM_WIRE.get(number, default if number == 0 else None)
-    if name is None:
-        raise KedgeError(
-            "UNSUPPORTED_DTYPE",
-            f"dtype number {number} is none of DTYPE_FLOAT32, DTYPE_BFLOAT16, DTYPE_FLOAT16",
-            tensor="",
-            dtype=number,
-        )
+    if name not in DTYPES:
+        raise _unsupported(number, list(DTYPES))
     return name
+
+
+def gradient_dtype_from_wire(number: int) -> str:
+    """The key of `DTYPES`, or the one of `COMPRESSED`, for an enum value.
+
+    Raises:
+        KedgeError: UNSUPPORTED_DTYPE.
+    """
+    name = _DTYPE_FROM_WIRE.get(number)
+    if name is None:
+        raise _unsupported(number, list(_DTYPE_TO_WIRE))
+    return name
+
+
+def _unsupported(number: int, allowed: list[str]) -> KedgeError:
+    names = ", ".join(f"DTYPE_{name.upper()}" for name in allowed)
+    return KedgeError("UNSUPPORTED_DTYPE", f"dtype number {number} is none of {names}", tensor="", dtype=number)
 
 
 MAX_DURATION_SECONDS = 315_576_000_000.0

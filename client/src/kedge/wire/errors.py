@@ -310,6 +310,21 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             "An update of this run failed; its state in memory is lost, and the server's log has the cause. A run that "
             "is kept on disk is there again once the server is started anew.",
         ),
+        "SHARED_MEMORY_UNAVAILABLE": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            ConflictError,
+            ("cause",),
+            'Client and server cannot share memory: use transport="grpc", or "auto", which does so by itself.',
+        ),
+        "COMPRESSION_UNSAFE": Entry(
+            "FAILED_PRECONDITION",
+            Retry.NEVER,
+            ConflictError,
+            ("optimizer", "wire_dtype"),
+            "The run's optimizer diverges on gradients whose elements are all of one magnitude: cap its direction, as "
+            "in AdaBelief(max_direction=1.0), or send another wire dtype.",
+        ),
         "DURABILITY_UNAVAILABLE": Entry(
             "FAILED_PRECONDITION",
             Retry.NEVER,

@@ -39,7 +39,9 @@ def adabelief(base: optim.AdaBelief) -> Rule:
     def direction(g: jax.Array, _w: jax.Array, state: State, step: StepScalars) -> tuple[jax.Array, State]:
         m = b1 * state[0] + (1 - b1) * g
         s = b2 * state[1] + (1 - b2) * jnp.square(g - m) + eps_root
-        return _normalized(m, s, base.eps, step), (m, s)
+        moved = _normalized(m, s, base.eps, step)
+        # Left out, not clipped to infinity: what is compiled without a bound stays as it is to the bit.
+        return moved if base.max_direction is None else jnp.clip(moved, -base.max_direction, base.max_direction), (m, s)
 
     return elementwise(direction, 0.0, 0.0, scalars=_bias_corrections(base.betas))
 

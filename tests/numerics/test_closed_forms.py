@@ -62,6 +62,16 @@ class TestAdaBelief:
             # t/2 of its root. Found: 7e-6 at t = 1000, a quarter of it.
             np.testing.assert_allclose(step, want, rtol=(8 + t / 2) * ROUNDING)
 
+    @pytest.mark.parametrize("greatest", [1.5, 10.0])
+    def test_constant_gradients_go_no_farther_than_the_greatest_direction(self, greatest: float) -> None:
+        steps = constant_gradient_steps(optim.AdaBelief(lr=0.5, max_direction=greatest), MAGNITUDES, 1000)
+        g = MAGNITUDES.astype(np.float64)
+        for t, step in enumerate(steps, start=1):
+            free = adabelief_constant_gradient(g, t, b1=0.9, b2=0.999, eps=1e-16)
+            want = 0.5 * np.minimum(np.maximum(free, -greatest), greatest)
+            np.testing.assert_allclose(step, want, rtol=(8 + t / 2) * ROUNDING)
+        assert np.abs(steps[0]).max() < 0.5 * greatest == np.abs(steps[-1]).min()
+
     # The rounding of the weights, at most 1.2e-7 a step, adds up to 1.3e-6, 1.3e-5 and 2.3e-5 at steps 2000, 5000 and
     # 10000; the published digits are good for 5e-6.
     @pytest.mark.parametrize(

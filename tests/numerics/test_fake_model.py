@@ -54,6 +54,7 @@ RULES: list[optim.Rule] = [
     optim.Adamax(LR, weight_decay=0.05, **CLIPS),
     optim.Yogi(LR, weight_decay=0.05, **CLIPS),
     optim.AdaBelief(LR, eps=1e-8, weight_decay=0.05, **CLIPS),
+    optim.AdaBelief(LR, eps=1e-8, weight_decay=0.05, max_direction=0.75, **CLIPS),
     optim.RMSprop(LR, 0.9, 1e-4, 0.05, momentum=0.5, centered=True, **CLIPS),
     optim.RMSprop(LR, weight_decay=0.05, **CLIPS),
     optim.Adagrad(LR, lr_decay=0.1, weight_decay=0.05, initial_accumulator_value=0.1, **CLIPS),

@@ -162,11 +162,11 @@ def test_a_snapshot_keeps_its_bits_while_later_steps_are_applied() -> None:
     snapshots, copies = [], []
     for step in range(1, 12):
         blocks = advance(optimizer, blocks, step)
-        snapshots.append([(block.weights, block.slow) for block in blocks])
+        snapshots.append([(np.asarray(block.weights), np.asarray(block.slow)) for block in blocks])
         copies.append(harness.joined(blocks))
     for snapshot, want in zip(snapshots, copies, strict=True):
-        assert harness.same_bits(np.concatenate([np.asarray(fast) for fast, _ in snapshot]), want.fast)
-        assert harness.same_bits(np.concatenate([np.asarray(slow) for _, slow in snapshot]), want.slow)
+        assert harness.same_bits(np.concatenate([fast for fast, _ in snapshot]), want.fast)
+        assert harness.same_bits(np.concatenate([slow for _, slow in snapshot]), want.slow)
 
 
 def test_the_initial_weights_are_copied_and_the_callers_array_may_change() -> None:

@@ -43,7 +43,8 @@ def optax_rule(recipe: oracle.Recipe) -> list[optax.GradientTransformation]:
     if recipe.rule == "sgd":
         return [optax.trace(recipe.momentum, recipe.nesterov)] if recipe.momentum else []
     if recipe.rule == "adabelief":
-        return [optax.scale_by_belief(b1, b2, recipe.eps, recipe.eps_root)]
+        belief = optax.scale_by_belief(b1, b2, recipe.eps, recipe.eps_root)
+        return [belief, optax.clip(recipe.max_direction)] if np.isfinite(recipe.max_direction) else [belief]
     adam = optax.scale_by_adam(b1, b2, recipe.eps)
     return [adam, optax.add_decayed_weights(recipe.decoupled_decay)] if recipe.rule == "adamw" else [adam]
 

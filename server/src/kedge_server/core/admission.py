@@ -114,7 +114,7 @@ class Inspection:
     def add(self, values: np.ndarray) -> None:
         """Takes the next values, float32, in order."""
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = float(np.einsum("i,i->", values, values))
+            squares = float(np.dot(values, values))
         self.sum_of_squares += squares
         if self.non_finite_element is None and not math.isfinite(squares):
             bad = np.flatnonzero(~np.isfinite(values))

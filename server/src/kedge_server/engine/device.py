@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from kedge.optim.controls import StepValues
+from kedge.wire.allocation import set_apart
+from kedge_server.core.placement import DeviceCount, Placement
 from kedge_server.core.plan import Plan
 from kedge_server.core.update import Parts, Program
 from kedge_server.core.values import MEAN, Combine
@@ -30,14 +32,27 @@ def default_block_elements() -> int:
 
 
 class DeviceThread:
-    """Runs functions one after the other on the thread that owns JAX."""
+    """Runs functions one after the other on the thread that owns JAX.
 
-    def __init__(self) -> None:
+    Args:
+        device_count: how many of this host's devices a run's state is dealt to; see `Placement.of`.
+    """
+
+    def __init__(self, device_count: DeviceCount = None) -> None:
+        self._device_count: DeviceCount = device_count
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kedge-device")
 
     async def run(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
         """Calls the function there; the loop goes on meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def placement(self) -> Placement:
+        """Where the states of runs live.
+
+        Raises:
+            ValueError: for more devices than there are.
+        """
+        return await self.run(Placement.of, self._device_count)
 
     def close(self) -> None:
         """Finishes what was begun."""
@@ -51,14 +66,19 @@ class Writer:
         plan: how its state is cut, and updated.
         weights: the initial weights, float32, flat. Copied.
         values: the hyperparameters of the first step.
+        placement: where the state lives; None for the platform's default.
     """
 
-    def __init__(self, plan: Plan, weights: np.ndarray, values: Sequence[StepValues]) -> None:
-        self._program = Program(plan)
+    def __init__(
+        self, plan: Plan, weights: np.ndarray, values: Sequence[StepValues], placement: Placement | None = None
+    ) -> None:
+        self._program = Program(plan, placement)
         self._spec = plan.spec
         self._step = 0
         self._lookahead_sync_count = 0
-        self._blocks = self._program.init(weights, values)
+        with set_apart():
+            self._blocks = self._program.init(weights, values)
+            jax.block_until_ready(self._blocks)  # type: ignore[no-untyped-call]  # JAX leaves it bare
 
     @classmethod
     def resume(
@@ -68,14 +88,15 @@ class Writer:
         values: Sequence[StepValues],
         *,
         step: int,
+        placement: Placement | None = None,
     ) -> "Writer":
-        """The writer of a run that stands where `capture` left it.
+        """The writer of a run that stands where `capture` left it, on however many devices that was.
 
         Raises:
             ValueError: for arrays that are not of this plan.
         """
         writer = cls.__new__(cls)
-        writer._program = Program(plan)
+        writer._program = Program(plan, placement)
         writer._spec = plan.spec
         writer.go_back(arrays, values, step=step)
         return writer
@@ -86,7 +107,9 @@ class Writer:
         Raises:
             ValueError: for arrays that are not of this run; then nothing has changed.
         """
-        self._blocks = self._program.resume(arrays, values)
+        with set_apart():
+            self._blocks = self._program.resume(arrays, values)
+            jax.block_until_ready(self._blocks)  # type: ignore[no-untyped-call]  # JAX leaves it bare
         self._step = step
         self._lookahead_sync_count = 0 if self._spec.sync_period is None else step // self._spec.sync_period
         return self.snapshot()

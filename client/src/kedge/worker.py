@@ -1,49 +1,59 @@
 """A worker: pushes gradients to a run and pulls weights from it, under a lease that is renewed in the background.
 
-A worker is used from one thread; only its heartbeats come from another. Its pushes are numbered, and a push that is
-repeated keeps its number, so that nothing is applied twice whatever is lost on the way.
+A worker is used from one thread. What it does with its server is done one operation after the other, in the order in
+which it was called for: in the caller's thread, or for the calls that do not wait in one of the worker's own.
 """
 
-import contextlib
+import functools
 import logging
 import operator
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from kedge import optim, tree
 from kedge.checks import checked_example_count, checked_loss
-from kedge.heartbeat import Waiting, is_lease_lost, start_heartbeats
+from kedge.compression import Encoding
+from kedge.pending import Copies, Lane, Outcome, Pending
 from kedge.retry import Retrier
-from kedge.transport import Exchange, Lease, PullRequest, Push, PushResult, Transport, WeightsOfStep
-from kedge.weights import MAX_WAIT_SECONDS, WAITED_OUT, FastOrSlow, pull_patiently, pull_request
-from kedge.wire.errors import InternalError, KedgeError, Retry, UnavailableError
+from kedge.session import Contribution, Session
+from kedge.transport import Channel, Lease, PullRequest, PushResult, Transport
+from kedge.weights import FastOrSlow
 from kedge.wire.manifest import Manifest
-from kedge.wire.names import parse_worker
 
 if TYPE_CHECKING:
     from kedge.local import LocalSteps
-
-_TOO_LATE = frozenset({"STALE_GRADIENT", "ALREADY_CONTRIBUTED"})
-_OUT_OF_TURN = _TOO_LATE | {"AHEAD_OF_BOUND"}
-
-_NEXT_ROUND_SECONDS = 30.0
-"""How long `step` waits for the round that it came too late for, before it goes on with the weights that there are."""
 
 _logger = logging.getLogger("kedge")
 T = TypeVar("T")
 
 
+class _Weights(NamedTuple):
+    """Weights as they came, with what became of the push that they follow."""
+
+    step: int
+    tree: Any
+    result: PushResult | None = None
+
+
 class Worker:
     """A data-parallel worker of a run. `Run.join` makes it; use it from one thread.
+
+    `push`, `pull` and `step` block. `push_async`, `pull_async` and `step_async` give a `Pending` at once, while what
+    they ask for is done in the background; docs/asynchronous.md says what that is good for. All are done in the order
+    of the calls.
 
     Leaving its `with` block, or `close`, gives the lease back. A worker whose lease ran out, because its process was
     paused or cut off for too long, or ended because the run went back to an earlier state, joins again by itself with
     its next push. A server that is started anew within `retry_seconds` is ridden through.
 
     Attributes:
-        last_result: what became of the last push; None before the first.
+        last_result: what became of the last push whose result is known to the caller; None before the first.
     """
+
+    last_result: PushResult | None
 
     def __init__(
         self,
@@ -53,37 +63,32 @@ class Worker:
         *,
         manifest: Manifest,
         template: tree.Template,
-        wire_dtype: str,
+        encoding: Encoding,
+        channel: Channel,
     ) -> None:
-        self._transport = transport
-        self._retrier = retrier
         self._manifest = manifest
         self._template = template
-        self._wire_dtype = wire_dtype
-        self._exchange: Exchange | None = None
-        self._is_closed = False
-        self._is_fate_unknown = False
-        self._attempt_count = 0  # at the last push, under the present lease
-        self._try_count = 0  # of anything, under the present lease
-        self._waiting = Waiting()
-        self._too_late_count = 0
+        self._session = Session(transport, retrier, lease, manifest=manifest, encoding=encoding, channel=channel)
+        self._lane = Lane(lease.worker)
+        self._copies = Copies()
         self._step_number: int | None = None
-        self.last_result: PushResult | None = None
-        self._hold(lease)
+        self.last_result = None
+        # A worker that is forgotten leaves nothing behind that works on. At exit both end by themselves.
+        weakref.finalize(self, _abandon, self._session, self._lane).atexit = False
 
     @property
     def name(self) -> str:
         """`runs/{run}/workers/{worker}`."""
-        return self._lease.worker
+        return self._session.name
 
     @property
     def epoch(self) -> int:
         """The lease's epoch. It grows when the worker joins again."""
-        return self._lease.epoch
+        return self._session.lease.epoch
 
     @property
     def step_number(self) -> int:
-        """The step of the fast weights that were last pulled.
+        """The step of the fast weights that were last pulled: returned by `pull`, `step`, or a pending's `result`.
 
         Raises:
             ValueError: before the first pull.
@@ -117,12 +122,38 @@ class Worker:
             KedgeError: NO_SLOW_WEIGHTS, STEP_NOT_REACHED, WAITING_FOR_SLOWEST, RUN_NOT_FOUND, SERVER_UNAVAILABLE after
                 `retry_seconds`.
         """
-        request = pull_request(weights, dtype=self._wire_dtype, min_step=min_step, if_newer_than=if_newer_than)
-        with self._waiting:
-            data = pull_patiently(self._pull, request, timeout_seconds)
-        if data.flat is None:
-            return None
-        return self._take(data) if weights == "fast" else self._as_tree(data)
+        request = self._session.pull_request(weights, min_step=min_step, if_newer_than=if_newer_than)
+        self._lane.wait_until_idle()
+        return self._take(_pull(self._session, request, timeout_seconds, self._as_tree), weights)
+
+    def pull_async(
+        self,
+        weights: FastOrSlow = "fast",
+        *,
+        min_step: int | None = None,
+        timeout_seconds: float | None = None,
+        if_newer_than: int | None = None,
+    ) -> Pending[Any]:
+        """Fetches weights in the background. Blocks only while as many as 2 operations are under way.
+
+        Args:
+            weights: as for `pull`.
+            min_step: as for `pull`.
+            timeout_seconds: as for `pull`; counted from when those before it are done.
+            if_newer_than: as for `pull`.
+
+        Returns:
+            Its `result` is what `pull` returns, and sets `step_number` as `pull` does.
+
+        Raises:
+            ValueError: for a step or weights that cannot be. All else is raised by the `result`.
+            KedgeError: CANCELLED after `close`.
+        """
+        request = self._session.pull_request(weights, min_step=min_step, if_newer_than=if_newer_than)
+        self._lane.wait_for_room()
+        pull = functools.partial(_pull, self._session, request, timeout_seconds, self._as_tree)
+        outcome = self._lane.submit(f"pull_async() of {self.name}", pull)
+        return Pending(outcome, lambda data: self._take(data, weights))
 
     def push(
         self,
@@ -152,8 +183,42 @@ class Worker:
                 INVALID_EXAMPLE_COUNT, BASE_STEP_AHEAD (nothing was recorded); WORKER_SUPERSEDED, WORKER_EVICTED;
                 RUN_NOT_FOUND; SERVER_UNAVAILABLE after `retry_seconds`.
         """
-        push = self._contribution(grads, loss=loss, example_count=example_count, base_step=base_step)
-        return self._push(push._replace(wait_seconds=wait_seconds))[0]
+        contribution = self._contribution(grads, loss=loss, example_count=example_count, base_step=base_step)
+        self._lane.wait_until_idle()
+        return self._note(self._session.push(contribution, wait_seconds))
+
+    def push_async(
+        self,
+        grads: Any,
+        *,
+        loss: float | None = None,
+        example_count: int = 1,
+        base_step: int | None = None,
+        wait_seconds: float = 0.0,
+        copy: bool = True,
+    ) -> Pending[PushResult]:
+        """Sends a gradient in the background. Blocks only while as many as 2 operations are under way.
+
+        Args:
+            grads: as for `push`. They are looked at now: what is wrong with them is raised at once.
+            loss: as for `push`.
+            example_count: as for `push`.
+            base_step: as for `push`. None means `step_number` as it is now.
+            wait_seconds: as for `push`. What comes after it waits too.
+            copy: whether to copy the gradient before returning. Without that its arrays must not change until the
+                result is there: for those that never do, as JAX's.
+
+        Returns:
+            Its `result` is what `push` returns, and sets `last_result` as `push` does.
+
+        Raises:
+            ValueError: as `push`.
+            KedgeError: TENSOR_MISSING, TENSOR_UNEXPECTED, TENSOR_SHAPE_MISMATCH, UNSUPPORTED_DTYPE; CANCELLED after
+                `close`. All else is raised by the `result`.
+        """
+        contribution = self._contribution(grads, loss=loss, example_count=example_count, base_step=base_step)
+        push = functools.partial(self._session.push, wait_seconds=wait_seconds)
+        return Pending(self._submit("push_async()", contribution, push, copy=copy), self._note)
 
     def step(self, grads: Any, *, loss: float | None = None, example_count: int = 1) -> Any:
         """Pushes a gradient, waits for its round, and pulls what came of it: one round trip.
@@ -183,21 +248,53 @@ class Worker:
             ...         loss, grads = value_and_grad(weights, batch)
             ...         weights = worker.step(grads, loss=loss, example_count=len(batch))
         """
-        push = self._contribution(grads, loss=loss, example_count=example_count, base_step=None)
-        pull = PullRequest(dtype=self._wire_dtype, wait_seconds=MAX_WAIT_SECONDS)
-        try:
-            with self._waiting:
-                result, data = self._push(push._replace(wait_seconds=MAX_WAIT_SECONDS, pull=pull))
-        except KedgeError as error:
-            if error.reason != "BASE_STEP_AHEAD":
-                raise
-            return self._go_back(push.base_step, error)
-        assert data is not None, "a push that asks for weights is answered with weights"
-        if result.outcome == "rejected":
-            self._report_rejection(result)
-            if result.reason in _TOO_LATE and data.step <= push.base_step:
-                data = self._pull_next(push.base_step) or data
-        return self._take(data)
+        contribution = self._contribution(grads, loss=loss, example_count=example_count, base_step=None)
+        self._lane.wait_until_idle()
+        return self._take(_step(contribution, self._session, self._as_tree))
+
+    def step_async(
+        self,
+        grads: Any,
+        *,
+        loss: float | None = None,
+        example_count: int = 1,
+        base_step: int | None = None,
+        copy: bool = True,
+    ) -> Pending[Any]:
+        """Makes a step in the background. Blocks only while as many as 2 operations are under way.
+
+        Send a gradient before you take newer weights: without a `base_step` it is of those that were taken last. A
+        gradient that is computed meanwhile is one step old when it arrives: docs/asynchronous.md says which policies
+        take it.
+
+        Args:
+            grads: as for `step`. They are looked at now: what is wrong with them is raised at once.
+            loss: as for `step`.
+            example_count: as for `step`.
+            base_step: the step whose weights produced the gradient; None means `step_number` as it is now.
+            copy: as for `push_async`.
+
+        Returns:
+            Its `result` is what `step` returns, and sets `step_number` and `last_result` as `step` does.
+
+        Raises:
+            ValueError: as `push`.
+            KedgeError: as `push_async`.
+
+        Example:
+            >>> with run.join() as worker:
+            ...     pending = worker.pull_async()
+            ...     weights = pending.result()
+            ...     for batch in batches:
+            ...         loss, grads = value_and_grad(weights, batch)
+            ...         sent = worker.step_async(grads, loss=loss, example_count=len(batch))
+            ...         weights = pending.result()  # of the step before, while this one is under way
+            ...         pending = sent
+            ...     weights = pending.result()
+        """
+        contribution = self._contribution(grads, loss=loss, example_count=example_count, base_step=base_step)
+        step = functools.partial(_step, session=self._session, as_tree=self._as_tree)
+        return Pending(self._submit("step_async()", contribution, step, copy=copy), self._take)
 
     def local_steps(
         self,
@@ -239,14 +336,15 @@ class Worker:
         )
 
     def close(self) -> None:
-        """Gives the lease back and ends the heartbeats. May be called twice; never fails for want of a server."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._stop_heartbeats()
-        self._drop_exchange()
-        with contextlib.suppress(KedgeError):
-            self._transport.leave(self._lease)
+        """Gives the lease back and ends the heartbeats. May be called twice; never fails for want of a server.
+
+        It waits for nothing: what is under way in the background ends with CANCELLED, and whether such a gradient
+        counts nobody knows. Take the last `Pending`'s result before.
+        """
+        ended = self._lane.close()
+        if ended:
+            _logger.warning("%s: closed while %d of its calls were under way in the background", self.name, ended)
+        self._session.close()
 
     def __enter__(self) -> "Worker":
         return self
@@ -257,187 +355,79 @@ class Worker:
     def __repr__(self) -> str:
         return f"<kedge.Worker {self.name} epoch={self.epoch} step_number={self._step_number}>"
 
-    def _contribution(self, grads: Any, *, loss: float | None, example_count: int, base_step: int | None) -> Push:
+    def _contribution(
+        self, grads: Any, *, loss: float | None, example_count: int, base_step: int | None
+    ) -> Contribution:
         """The contribution, checked as far as it can be without the server."""
         base = self._step_number if base_step is None else operator.index(base_step)
         if base is None:
             raise ValueError("no weights were pulled yet: call pull() first, or give push() the gradient's base_step")
         if not 0 <= base < 1 << 63:
             raise ValueError(f"base_step is {base}: it must be 0 to 2**63 - 1")
-        return Push(
-            lease=self._lease,
-            sequence=self._sequence,
+        return Contribution(
+            arrays=tree.arrays_in_order(grads, self._manifest),
             base_step=base,
             example_count=checked_example_count(example_count),
             loss=checked_loss(loss),
-            arrays=tree.arrays_in_order(grads, self._manifest),
-            dtype=self._wire_dtype,
-            wait_seconds=0.0,
-            pull=None,
         )
 
-    def _push(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
-        """Sends a contribution until its result is known; one that asks for weights also until there are some."""
-        self._check_open()
-        if self._is_fate_unknown:
-            self._renounce()
-        self._is_fate_unknown = True
-        self._attempt_count = 0
-        try:
-            answer = self._ask(push)
-        except KedgeError as error:
-            self._is_fate_unknown = not _says_nothing_recorded(error)
-            raise
-        while answer is None:
-            answer = self._ask(push)
-        self._is_fate_unknown = False
-        self._sequence += 1
-        self.last_result = answer[0]
-        return answer
+    def _submit(
+        self, call: str, contribution: Contribution, send: Callable[[Contribution], T], *, copy: bool
+    ) -> Outcome[T]:
+        """Sends a contribution in the background, when there is room."""
+        self._lane.wait_for_room()
+        if copy:
+            contribution = contribution._replace(arrays=self._copies.of(contribution.arrays))
+            send = functools.partial(_send_copy, self._copies, send)
+        what = f"{call} of {self.name} with a gradient of step {contribution.base_step}"
+        return self._lane.submit(what, functools.partial(send, contribution))
 
-    def _ask(self, push: Push) -> tuple[PushResult, WeightsOfStep | None] | None:
-        """Sends a contribution; None if it is recorded and to be sent once more, a repetition that waits anew."""
-        try:
-            result, data = self._send(push)
-        except KedgeError as error:
-            if error.reason != "WAITING_FOR_SLOWEST":
-                raise
+    @property
+    def _as_tree(self) -> Callable[[np.ndarray], Any]:
+        """From what was pulled to what the caller gets. It holds no reference to the worker."""
+        return functools.partial(_as_tree, self._template, self._manifest)
+
+    def _take(self, weights: _Weights | None, kind: FastOrSlow = "fast") -> Any:
+        """Hands weights to the caller, and takes note of it; None if there were none to hand over."""
+        if weights is None:
             return None
-        return None if push.pull is not None and _is_worth_waiting_for(result) else (result, data)
+        if kind == "fast":
+            self._step_number = weights.step
+        if weights.result is not None:
+            self._note(weights.result)
+        return weights.tree
 
-    def _send(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
-        def attempt(exchange: Exchange) -> tuple[PushResult, WeightsOfStep | None]:
-            self._attempt_count += 1
-            # Lease and sequence are those of the moment: joining again changes them between two attempts.
-            return exchange.push(push._replace(lease=self._lease, sequence=self._sequence))
-
-        return self._on_exchange(attempt)
-
-    def _pull(self, request: PullRequest) -> WeightsOfStep:
-        return self._on_exchange(lambda exchange: exchange.pull(self.name, request))
-
-    def _pull_next(self, step: int) -> WeightsOfStep | None:
-        """Newer weights than of this step; None if there are none soon, as when the round was refused."""
-        request = pull_request("fast", dtype=self._wire_dtype, min_step=step + 1)
-        try:
-            with self._waiting:
-                return pull_patiently(self._pull, request, _NEXT_ROUND_SECONDS)
-        except KedgeError as error:
-            if error.reason not in WAITED_OUT:
-                raise
-            return None
-
-    def _go_back(self, base_step: int, error: KedgeError) -> Any:
-        """Leaves out a gradient of weights that the run has gone back behind; pulls those to go on with."""
-        weights = self.pull()
-        step = int(error.metadata.get("step", self.step_number))
-        self.last_result = PushResult("rejected", error.reason, step, step - base_step, error.message)
-        message = "%s: the run went back from step %d to step %d: a gradient was left out"
-        _logger.warning(message, self.name, base_step, step)
-        return weights
-
-    def _on_exchange(self, use: Callable[[Exchange], T]) -> T:
-        """Does something on the stream, again if need be; after joining again if the lease is lost.
-
-        A lease that is lost at once when it was just taken is an error; after a failure between it may be lost again.
-        """
-        has_joined = False
-        while True:
-            try:
-                return self._retrier.call(lambda: self._attempt(use))
-            except KedgeError as error:
-                # What became of an earlier attempt is not known where the whole epoch is forgotten.
-                is_unknown = error.reason == "EPOCH_FORGOTTEN" and self._attempt_count > 1
-                is_lost = is_lease_lost(error) or _has_gone_back(error)
-                if is_unknown or not is_lost or (has_joined and self._try_count == 1):
-                    raise
-                _logger.info("%s: joining again: %s", self.name, error)
-            self._rejoin()
-            has_joined = True
-
-    def _attempt(self, use: Callable[[Exchange], T]) -> T:
-        self._check_open()
-        self._try_count += 1
-        if self._exchange is None:
-            self._exchange = self._transport.open_exchange(self._manifest)
-        try:
-            return use(self._exchange)
-        except BaseException:
-            self._drop_exchange()  # what is left in the stream would be taken for the next answer
-            raise
-
-    def _report_rejection(self, result: PushResult) -> None:
-        if result.reason not in _OUT_OF_TURN:
-            _logger.warning("%s: a gradient was left out: %s [%s]", self.name, result.message, result.reason)
-            return
-        # Coming too late now and then is what backup workers are for, so it is said at 10, 100, 1000, ... only.
-        self._too_late_count += 1
-        if self._too_late_count >= 10 and str(self._too_late_count).strip("0") == "1":
-            count, last = self._too_late_count, result.message
-            _logger.warning(
-                "%s: %d gradients came too late or too early so far; the last one: %s", self.name, count, last
-            )
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise KedgeError("CANCELLED", "the worker was closed: join the run again")
-
-    def _drop_exchange(self) -> None:
-        if self._exchange is not None:
-            self._exchange.close()
-            self._exchange = None
-
-    def _renounce(self) -> None:
-        """Takes a new lease, so that the next push cannot be taken for a repetition of one that may have been lost.
-
-        Raises:
-            KedgeError: WORKER_SUPERSEDED if another process has taken this worker's place.
-        """
-        try:
-            self._retrier.call(lambda: self._transport.heartbeat(self._lease))
-        except KedgeError as error:
-            if not is_lease_lost(error):
-                raise
-        self._rejoin()
-        self._is_fate_unknown = False
-
-    def _rejoin(self) -> None:
-        name = parse_worker(self.name)
-        self._stop_heartbeats()
-        lease = self._lease.lease_seconds
-        self._hold(self._retrier.call(lambda: self._transport.join(name.run, name.worker_id, lease)))
-
-    def _hold(self, lease: Lease) -> None:
-        self._lease = lease
-        self._sequence = 1  # of the next contribution
-        self._attempt_count = 0
-        self._try_count = 0
-        # Called by hand, or when the worker is forgotten, or at exit: whichever is first.
-        self._stop_heartbeats = weakref.finalize(self, start_heartbeats(self._transport, lease, self._waiting))
-
-    def _take(self, data: WeightsOfStep) -> Any:
-        self._step_number = data.step
-        return self._as_tree(data)
-
-    def _as_tree(self, data: WeightsOfStep) -> Any:
-        assert data.flat is not None, "it was looked at before"
-        return self._template.fill(tree.split_flat(data.flat, self._manifest))
+    def _note(self, result: PushResult) -> PushResult:
+        self.last_result = result
+        return result
 
 
-def _says_nothing_recorded(error: KedgeError) -> bool:
-    """Whether the error is the server's word on this contribution. Of an answer that was lost it is none."""
-    is_unknown = error.reason == "EPOCH_FORGOTTEN" or error.entry.retry is Retry.BACKOFF
-    return not is_unknown and not issubclass(error.entry.exception, InternalError | UnavailableError)
+# What may run in the background, and so knows no worker.
 
 
-def _has_gone_back(error: KedgeError) -> bool:
-    """Whether the server knows fewer of this lease's contributions than it has answered."""
-    if error.reason != "SEQUENCE_GAP":
-        return False
-    expected, got = (error.metadata.get(key, "") for key in ("expected", "got"))
-    return expected.isdecimal() and got.isdecimal() and int(expected) < int(got)
+def _pull(
+    session: Session, request: PullRequest, timeout_seconds: float | None, as_tree: Callable[[np.ndarray], Any]
+) -> _Weights | None:
+    data = session.pull(request, timeout_seconds)
+    return None if data.flat is None else _Weights(data.step, as_tree(data.flat))
 
 
-def _is_worth_waiting_for(result: PushResult) -> bool:
-    """Whether the round is one that workers wait for: a buffer is filled by whoever comes, maybe by this one alone."""
-    return result.outcome == "deferred" and result.reason != "BUFFERED"
+def _step(contribution: Contribution, session: Session, as_tree: Callable[[np.ndarray], Any]) -> _Weights:
+    result, data = session.step(contribution)
+    assert data.flat is not None, "it was not asked for newer ones only"
+    return _Weights(data.step, as_tree(data.flat), result)
+
+
+def _send_copy(copies: Copies, send: Callable[[Contribution], T], contribution: Contribution) -> T:
+    answer = send(contribution)
+    copies.give_back(contribution.arrays)  # not after a failure: a stream that has failed may still be reading
+    return answer
+
+
+def _as_tree(template: tree.Template, manifest: Manifest, flat: np.ndarray) -> Any:
+    return template.fill(tree.split_flat(flat, manifest))
+
+
+def _abandon(session: Session, lane: Lane) -> None:
+    lane.close()
+    session.abandon()

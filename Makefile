@@ -5,6 +5,8 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 
 unexport CONDA_PREFIX PIP_PREFIX PIP_TARGET PIP_USER PYTHONHOME PYTHONPATH VIRTUAL_ENV
+# Where it is set, every process of the hundreds that the tests start would compile all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The Python that the environments are made with, 3.11 or newer; when empty, python3.11 or else python3.
 PYTHON ?=
@@ -14,6 +16,7 @@ TORCH ?= torch==2.13.0
 # processes, each file in one of them.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 LOCK_ARGS ?=
 
 BIN := .venv/bin
@@ -75,8 +78,8 @@ proto: $(PROTO_INSTALLED) ## Generate client/src/kedge/v1 from proto/
 	@.venv-proto/bin/python tools/generate_protos.py
 	@rm -rf .mypy_cache # it remembers of a module that is new now that there was none
 
-bench: $(INSTALLED) ## Measure the exchange of gradients and weights
-	@$(BIN)/python benchmarks/exchange.py --layout resnet50 --workers 1,2,4
+bench: $(INSTALLED) ## Measure, and write docs/benchmarks.md (half an hour, nothing else running; BENCH_ARGS)
+	@$(BIN)/python benchmarks/report.py $(BENCH_ARGS)
 
 lock: ## Resolve requirements.lock and requirements-proto.lock anew (LOCK_ARGS=--upgrade for the newest)
 	@PYTHON='$(PYTHON)' tools/make_locks.sh $(LOCK_ARGS)

@@ -13,7 +13,7 @@ from statistics import mean, median
 from typing import get_args
 
 from exchange import Plan, measure, server
-from layouts import LAYOUTS, parameter_count
+from layouts import layout_of, parameter_count
 
 from kedge.policies import Durability
 
@@ -31,7 +31,7 @@ def measure_levels(address: str, plan: Plan, turns: int) -> dict[Durability, lis
 
 def _rows(plan: Plan, seconds: dict[Durability, list[float]]) -> list[str]:
     base = seconds["memory"]
-    megabytes = 4 * parameter_count(LAYOUTS[plan.layout]()) / 1e6
+    megabytes = 4 * parameter_count(layout_of(plan.layout)) / 1e6
     return [
         f"| {plan.layout} | {megabytes:.1f} | {plan.worker_count} | {level} | {1e3 * median(of_level):.1f} "
         f"| {median(of_level) / median(base):.2f} | {mean(of_level) / mean(base):.2f} |"

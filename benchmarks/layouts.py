@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 Layout = list[tuple[str, tuple[int, ...]]]
 
+_FLAT_TENSOR = 4_000_000
+
 
 def mlp() -> Layout:
     """The 784-128-10 perceptron: 101,770 parameters in 4 tensors."""
@@ -76,3 +78,12 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {"mlp": mlp, "resnet50": resnet50, "g
 def parameter_count(layout: Layout) -> int:
     """The number of parameters in a layout."""
     return sum(math.prod(shape) for _, shape in layout)
+
+
+def layout_of(name: str) -> Layout:
+    """The layout of a name of `LAYOUTS`, or of "flat:N": N parameters in tensors of up to 4 million."""
+    if not name.startswith("flat:"):
+        return LAYOUTS[name]()
+    count = int(name.removeprefix("flat:"))
+    sizes = [_FLAT_TENSOR] * (count // _FLAT_TENSOR) + ([rest] if (rest := count % _FLAT_TENSOR) else [])
+    return [(f"w{number}", (size,)) for number, size in enumerate(sizes)]

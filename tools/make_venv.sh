@@ -75,7 +75,8 @@ fi
 
 with_uv() {
     # The Python is named, so that an active environment is not taken for the one that is meant.
-    "$python" -m uv pip sync --quiet --no-python-downloads --python "$python" --require-hashes "$lock" || return 1
+    "$python" -m uv pip sync --quiet --compile-bytecode --no-python-downloads --python "$python" --require-hashes \
+        "$lock" || return 1
     [ "$#" -eq 0 ] || "$python" -m uv pip install --quiet --no-python-downloads --python "$python" \
         --no-deps --no-build-isolation "$@"
 }

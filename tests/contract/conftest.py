@@ -1,4 +1,7 @@
-"""The servers that the contract suite runs against: the fake one, the fake one behind gRPC, and the real one."""
+"""What the contract suite runs against: the fake server, the fake one behind gRPC, and the real one.
+
+With the real one payloads go over gRPC, and once more through shared memory.
+"""
 
 import contextlib
 import functools
@@ -16,16 +19,23 @@ from kedge.client import Client, connect
 from kedge.optim import SGD
 from kedge.policies import Synchronous
 from kedge.run import Run
-from kedge.transport import Event, Push, PushResult
+from kedge.transport import Channel, Event, Exchange, Lease, Push, PushResult
+from kedge.wire.manifest import Manifest
 from kedge.worker import Worker
 
 
-@pytest.fixture(scope="session", params=["fake", "grpc", "real"])
-def server_address(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "fake":
+@pytest.fixture(scope="session", params=["fake", "grpc", "real", "shared_memory"])
+def deployment(request: pytest.FixtureRequest) -> str:
+    """Which of them it is."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def server_address(request: pytest.FixtureRequest, deployment: str) -> Iterator[str]:
+    if deployment == "fake":
         with testing.FakeServer() as server:
             yield server.address
-    elif request.param == "grpc":
+    elif deployment == "grpc":
         with fake_server_behind_grpc() as address:
             yield address
     elif importlib.util.find_spec("kedge_server") is None:
@@ -35,14 +45,38 @@ def server_address(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def client(server_address: str) -> Iterator[Client]:
-    with connect(server_address, retry_seconds=10.0) as client:
+def has_shared_memory(deployment: str) -> bool:
+    """Whether it is there for who insists on it."""
+    return deployment in ("real", "shared_memory")
+
+
+def _carried_by(channel: Channel, client: Client) -> None:
+    """Lets the payloads of those who leave that open go this way, and no other."""
+    open_exchange = client._transport.open_exchange
+
+    def over_channel(manifest: Manifest, lease: Lease | None = None, wanted: Channel = "auto") -> Exchange:
+        return open_exchange(manifest, lease, channel if wanted == "auto" else wanted)
+
+    client._transport.open_exchange = over_channel
+
+
+@contextlib.contextmanager
+def _connected(address: str, deployment: str) -> Iterator[Client]:
+    with connect(address, retry_seconds=10.0) as client:
+        if deployment in ("real", "shared_memory"):
+            _carried_by("grpc" if deployment == "real" else "shared_memory", client)
         yield client
 
 
 @pytest.fixture
-def other_client(server_address: str) -> Iterator[Client]:
-    with connect(server_address, retry_seconds=10.0) as client:
+def client(server_address: str, deployment: str) -> Iterator[Client]:
+    with _connected(server_address, deployment) as client:
+        yield client
+
+
+@pytest.fixture
+def other_client(server_address: str, deployment: str) -> Iterator[Client]:
+    with _connected(server_address, deployment) as client:
         yield client
 
 
@@ -90,7 +124,7 @@ class NumberedWorker:
         """Sends a gradient of the weights of step 0, unless changes say otherwise."""
         arrays = [np.array(values, np.float32)]
         contribution = Push(self.lease, sequence, 0, 1, None, arrays, "float32", 0.0, None)
-        with contextlib.closing(self._transport.open_exchange(self._run.manifest)) as exchange:
+        with contextlib.closing(self._transport.open_exchange(self._run.manifest, self.lease)) as exchange:
             return exchange.push(contribution._replace(**changes))[0]
 
     def heartbeat(self) -> None:

@@ -89,7 +89,7 @@ def test_worker_at_the_bound_goes_on(ahead):
         lambda run, b: b.push(grad(np.nan), base_step=0),
         lambda run, b: b.close(),
         lambda run, b: run.evict("b"),
-        lambda run, b: run.join("b", lease_seconds=0.3)._stop_heartbeats(),
+        lambda run, b: run.join("b", lease_seconds=0.3)._session._stop_heartbeats(),
         lambda run, b: run.set_aggregation(kedge.BoundedStaleness(2)),
         lambda run, b: run.set_aggregation(kedge.Asynchronous()),
     ],

@@ -15,7 +15,7 @@ def grad(*values):
 
 
 def stop_heartbeats(worker):
-    worker._stop_heartbeats()
+    worker._session._stop_heartbeats()
 
 
 def test_worker_is_listed_as_long_as_it_is_joined(new_run):
@@ -246,7 +246,19 @@ def test_misuse_of_join_is_refused(new_run, arguments):
     assert run.status().workers == ()
 
 
-def test_shared_memory_is_said_to_be_missing(new_run):
-    with pytest.raises(kedge.KedgeError) as error:
-        new_run(SGD, ALONE).join(transport="shared_memory")
-    assert error.value.reason == "UNSUPPORTED"
+def test_shared_memory_that_is_insisted_on_is_there_or_said_to_be_missing(new_run, has_shared_memory):
+    with new_run(SGD, ALONE).join(transport="shared_memory") as worker:
+        if has_shared_memory:
+            assert worker.pull()["w"].tolist() == [3.0]
+            return
+        with pytest.raises(kedge.KedgeError) as error:
+            worker.pull()
+    assert error.value.reason == "SHARED_MEMORY_UNAVAILABLE"
+
+
+@pytest.mark.parametrize("dtypes", [{"wire_dtype": "bfloat16"}, {"weights_dtype": "float16"}], ids=str)
+def test_shared_memory_is_float32(new_run, dtypes):
+    run = new_run(SGD, ALONE)
+    with pytest.raises(ValueError, match="shared memory"):
+        run.join(transport="shared_memory", **dtypes)
+    assert run.status().workers == ()

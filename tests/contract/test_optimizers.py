@@ -85,6 +85,14 @@ def test_adabelief_under_a_constant_gradient_follows_the_closed_form(new_run):
     np.testing.assert_allclose(steps[[0, 1, 9]], [1.1111, 1.1680, 1.6354], atol=5e-4)
 
 
+def test_adabelief_goes_no_farther_than_its_greatest_direction(new_run):
+    run = new_run(optim.AdaBelief(lr=1.0, max_direction=1.25), ALONE, {"w": np.zeros(1, np.float32)})
+    path = np.array(trajectory(run, [[1.0]] * 4))[:, 0]
+
+    # By the closed form 1.1111, 1.1680, 1.2253 and 1.2829.
+    np.testing.assert_allclose(-np.diff(path, prepend=0.0), [1.1111, 1.1680, 1.2253, 1.25], atol=5e-4)
+
+
 @pytest.mark.parametrize("optimizer", [optim.Adam(lr=0.5), optim.AdamW(lr=0.5, weight_decay=0.0)])
 def test_adam_under_a_constant_gradient_steps_by_its_rate(new_run, optimizer):
     run = new_run(optimizer, ALONE, {"w": np.array([3.0, 3.0], np.float32)})

@@ -29,7 +29,7 @@ def repeat(client, new_run):
 
         def push(sequence, value=1.0, **changes):
             contribution = Push(lease, sequence, 0, 1, None, [np.array([value], np.float32)], "float32", 0.0, None)
-            with contextlib.closing(client._transport.open_exchange(run.manifest)) as exchange:
+            with contextlib.closing(client._transport.open_exchange(run.manifest, lease)) as exchange:
                 return exchange.push(contribution._replace(**changes))[0]
 
         return run, push

@@ -81,7 +81,7 @@ def test_coming_and_going_is_told(new_run, numbered_worker, take):
 def test_lease_that_runs_out_is_told_before_the_step_that_it_ends(new_run, in_background, take):
     run = new_run(SGD, kedge.Synchronous(2))
     with run.join("a") as a, run.join("b", lease_seconds=0.5) as b, run.watch() as watch:
-        b._stop_heartbeats()
+        b._session._stop_heartbeats()
         waiting = in_background(a.push, grad(1), base_step=0, wait_seconds=60)
         expired, step = take(watch, 2)
         assert waiting.result(30).reason == step.reason == "ALL_LIVE_CONTRIBUTED"

@@ -87,7 +87,7 @@ def scene() -> Iterator[Scene]:
             )
             lease = wire.join(RUN, "dribbler", lease=Duration(seconds=300))
             header = push_header(lease, wire.run(RUN, full=True).manifest.digest, size_bytes=4 * ELEMENTS)
-            with run.join() as worker:
+            with run.join(transport="grpc") as worker:
                 worker.pull()
                 yield Scene(server, psutil.Process(server.process.pid), worker, header)
         wire.close()

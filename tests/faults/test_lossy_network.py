@@ -34,7 +34,10 @@ def gradient(worker: int, sequence: int) -> np.ndarray:
 
 def push_all(address: str, run_id: str, worker: int) -> list[int]:
     """The steps that a worker's contributions went into, in the order of their sequences."""
-    with impatient_client(address) as client, client.get_run(run_id).join(f"w{worker}", lease_seconds=120) as member:
+    with (
+        impatient_client(address) as client,
+        client.get_run(run_id).join(f"w{worker}", lease_seconds=120, transport="grpc") as member,
+    ):
         results = [member.push({"w": gradient(worker, s)}, base_step=0) for s in range(1, PUSHES + 1)]
         assert {result.outcome for result in results} == {"applied"}
         assert member.epoch == member_epoch(client, run_id, worker)

@@ -32,7 +32,7 @@ def test_swallowed_answer_is_asked_for_again_and_the_push_applied_once(
             optimizer=optim.SGD(lr=1.0, momentum=0.5),
             aggregation=kedge.Synchronous(1),
         )
-        with kedge.connect(proxy.address) as client, client.get_run(run_id).join() as worker:
+        with kedge.connect(proxy.address) as client, client.get_run(run_id).join(transport="grpc") as worker:
             worker.pull()
             proxy.swallow_answers()
             pushed = threading.Thread(target=getattr(worker, call), args=({"w": np.float32([1, 2])},))
@@ -57,7 +57,7 @@ def test_push_cut_off_halfway_is_not_seen_and_then_applied_once(server: ServerPr
         run = direct.create_run(
             run_id, params={"w": weights}, optimizer=optim.SGD(lr=1.0), aggregation=kedge.Synchronous(1)
         )
-        with kedge.connect(proxy.address) as client, client.get_run(run_id).join() as worker:
+        with kedge.connect(proxy.address) as client, client.get_run(run_id).join(transport="grpc") as worker:
             worker.pull()
             proxy.cut_after_request_bytes(16 << 20)
             pulled = worker.step({"w": np.ones_like(weights)})

@@ -33,7 +33,7 @@ def peak_memory_bytes(process_id: int) -> int:
 
 
 def train(address: str, name: str, grads: dict[str, np.ndarray], steps: int) -> dict[str, np.ndarray]:
-    with kedge.connect(address) as client, client.get_run(name).join(lease_seconds=60) as worker:
+    with kedge.connect(address) as client, client.get_run(name).join(lease_seconds=60, transport="grpc") as worker:
         worker.pull()
         for _ in range(steps):
             weights = worker.step(grads)

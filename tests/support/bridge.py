@@ -31,6 +31,7 @@ from kedge.v1 import run_pb2
 from kedge.v1 import run_service_pb2 as run_pb
 from kedge.v1.tensor_pb2 import StreamTrailer, Weights
 from kedge.wire import codec, convert
+from kedge.wire.compressed import COMPRESSED
 from kedge.wire.errors import DOMAIN, KedgeError
 from kedge.wire.groups import change_from_wire, change_to_wire, group_to_wire, groups_from_wire
 from kedge.wire.manifest import Manifest
@@ -232,14 +233,15 @@ class Bridge:
 
 def _push(header: Any, requests: Iterator[Any], manifest: Manifest) -> Push:
     assert header.manifest_digest == manifest.digest
+    is_compressed = convert.gradient_dtype_from_wire(header.dtype) in COMPRESSED
     return Push(
         Lease(header.worker, header.epoch, 0.0),
         header.sequence,
         header.base_step,
         header.example_count,
         header.loss if header.HasField("loss") else None,
-        [_read_flat(requests, header, manifest)],
-        "float32",
+        [_read_records(requests) if is_compressed else _read_flat(requests, header, manifest)],
+        convert.gradient_dtype_from_wire(header.dtype) if is_compressed else "float32",
         convert.duration_from_wire(header, "wait") or 0.0,
         None,  # what it pulls is sent after its result
     )
@@ -277,6 +279,16 @@ def _read_flat(requests: Iterator[Any], header: Any, manifest: Manifest) -> np.n
         else:
             decoder.finish(message.trailer.crc32c)
             return flat
+    raise AssertionError("the stream has no trailer")
+
+
+def _read_records(requests: Iterator[Any]) -> np.ndarray:
+    data = bytearray()
+    for message in requests:
+        if not isinstance(message, codec.Chunk):
+            return np.frombuffer(bytes(data), np.uint8)
+        assert message.offset == len(data)
+        data += message.data
     raise AssertionError("the stream has no trailer")
 
 

@@ -46,7 +46,7 @@ class FaultyTransport:
     def __getattr__(self, name):
         return getattr(self._transport, name)
 
-    def open_exchange(self, manifest):
+    def open_exchange(self, manifest, *_):
         self.exchanges.append(FaultyExchange(self._transport.open_exchange(manifest), self))
         return self.exchanges[-1]
 

@@ -37,6 +37,7 @@ class Task:
     applied_limit: int | None = None
     """When this many are applied it is done."""
     is_gated: bool = False
+    transport: str = "auto"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -79,7 +80,7 @@ def say(event: str, **fields: object) -> None:
 def train(run: kedge.Run, task: Task) -> None:
     """Contributes marks, and says what became of each."""
     commands = Commands(task)
-    with run.join(task.name, lease_seconds=task.lease_seconds) as worker:
+    with run.join(task.name, lease_seconds=task.lease_seconds, transport=task.transport) as worker:
         worker.pull()
         say("joined", epoch=worker.epoch, step=worker.step_number)
         applied_count = 0

@@ -70,6 +70,7 @@ class Outage:
             is_gated=True,
             lease_seconds=60,
             applied_limit=CONTRIBUTIONS,
+            transport="grpc",  # through what fails
         )
         fleet.start(*(task.called(f"w{index}", index * CONTRIBUTIONS) for index in range(WORKERS)))
 

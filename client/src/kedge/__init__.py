@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kedge import errors, optim, testing
     from kedge.client import Client, connect
+    from kedge.compression import TopK
     from kedge.errors import KedgeError
     from kedge.local import LocalSteps
+    from kedge.pending import Pending
     from kedge.policies import Admission, Asynchronous, BoundedStaleness, Buffered, Checkpoints, Synchronous
     from kedge.run import Run, Snapshot
     from kedge.transport.values import Checkpoint, Event, PushResult, RoundStatus, RunInfo, RunStatus, WorkerStatus
@@ -47,6 +49,7 @@ __all__ = [
     "Event",
     "KedgeError",
     "LocalSteps",
+    "Pending",
     "PushResult",
     "RoundStatus",
     "Run",
@@ -54,6 +57,7 @@ __all__ = [
     "RunStatus",
     "Snapshot",
     "Synchronous",
+    "TopK",
     "Watch",
     "Worker",
     "WorkerStatus",
@@ -76,6 +80,7 @@ _HOMES = {
     "Event": "kedge.transport.values",
     "KedgeError": "kedge.errors",
     "LocalSteps": "kedge.local",
+    "Pending": "kedge.pending",
     "PushResult": "kedge.transport.values",
     "RoundStatus": "kedge.transport.values",
     "Run": "kedge.run",
@@ -83,6 +88,7 @@ _HOMES = {
     "RunStatus": "kedge.transport.values",
     "Snapshot": "kedge.run",
     "Synchronous": "kedge.policies",
+    "TopK": "kedge.compression",
     "Watch": "kedge.watch",
     "Worker": "kedge.worker",
     "WorkerStatus": "kedge.transport.values",

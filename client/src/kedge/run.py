@@ -7,9 +7,10 @@ import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from kedge import optim, policies, tree
+from kedge.compression import Encoding, TopK, encoding_of
 from kedge.optim._checks import plain
 from kedge.optim.controls import Change
 from kedge.optim.groups import check_changes
@@ -17,6 +18,7 @@ from kedge.optim.schedules.base import check_epoch
 from kedge.retry import Retrier
 from kedge.settings import check_admission, check_aggregation, checked_metrics
 from kedge.transport import (
+    Channel,
     Checkpoint,
     Lease,
     PullRequest,
@@ -29,8 +31,8 @@ from kedge.transport import (
 )
 from kedge.watch import Watch
 from kedge.weights import FastOrSlow, pull_patiently, pull_request
-from kedge.wire.errors import KedgeError
-from kedge.wire.manifest import DTYPES, Manifest
+from kedge.wire.compressed import check_safe
+from kedge.wire.manifest import Manifest
 from kedge.wire.names import (
     CheckpointName,
     WorkerName,
@@ -43,7 +45,7 @@ from kedge.wire.names import (
 )
 from kedge.worker import Worker
 
-_TRANSPORTS = ("auto", "grpc")
+_TRANSPORTS = ("auto", "grpc", "shared_memory")
 _MAX_CAUSE_LENGTH = 256
 
 
@@ -98,7 +100,8 @@ class Run:
         self,
         name: str | None = None,
         *,
-        wire_dtype: str = "float32",
+        wire_dtype: str | TopK = "float32",
+        weights_dtype: str | None = None,
         transport: str = "auto",
         lease_seconds: float | None = None,
     ) -> Worker:
@@ -107,17 +110,28 @@ class Run:
         Args:
             name: the worker's id, unique in the run: whoever joins under a name that is taken supersedes its holder.
                 None makes one of the host's name, the process and a random part.
-            wire_dtype: what gradients and weights are sent as: "float32", "bfloat16" or "float16".
-            transport: "auto" or "grpc".
+            wire_dtype: what gradients are sent as: "float32", "bfloat16" or "float16"; or compressed, with what is left
+                out sent later: "int8", "sign" or `kedge.TopK(fraction)`.
+            weights_dtype: what weights are sent as: "float32", "bfloat16" or "float16"; None: as gradients are, and
+                "bfloat16" where these are compressed.
+            transport: what carries gradients and weights. "shared_memory" lends memory of this process to a server on
+                the same host and of the same user: nothing else is as fast. "grpc" goes over the network. "auto" takes
+                shared memory where that can be had and both are sent as float32, and gRPC elsewhere; the values are the
+                same to the last bit.
             lease_seconds: how long the server counts on the worker without hearing of it, within the server's limits;
                 None takes its default.
 
         Raises:
-            ValueError: for another wire_dtype or transport, or a lease that is not greater than 0.
-            KedgeError: INVALID_NAME, RUN_NOT_FOUND, TOO_MANY_WORKERS, SERVER_UNAVAILABLE; UNSUPPORTED for the transport
-                "shared_memory", which this version does not have.
+            ValueError: for another wire_dtype, weights_dtype or transport, for "shared_memory" with another dtype than
+                float32, or for a lease that is not greater than 0.
+            KedgeError: INVALID_NAME, RUN_NOT_FOUND, TOO_MANY_WORKERS, SERVER_UNAVAILABLE; COMPRESSION_UNSAFE for
+                "sign" with AdaBelief that has no `max_direction`. With the transport "shared_memory" the worker's first
+                call raises SHARED_MEMORY_UNAVAILABLE where there is none.
         """
-        _check_join(wire_dtype, transport, lease_seconds)
+        encoding = encoding_of(wire_dtype, weights_dtype)
+        channel = _channel(transport, encoding)
+        _check_join(lease_seconds)
+        check_safe(self.optimizer, encoding.dtype)
         # Never left to the server, so that a repeated attempt replaces the first one instead of standing beside it.
         worker_id = _new_worker_id() if name is None else check_id(name, what="worker")
         lease: Lease = self._retrier.call(lambda: self._transport.join(self.name, worker_id, lease_seconds))
@@ -127,7 +141,8 @@ class Run:
             lease,
             manifest=self.manifest,
             template=self._template,
-            wire_dtype=wire_dtype,
+            encoding=encoding,
+            channel=channel,
         )
 
     def pull(
@@ -459,14 +474,20 @@ def _checked_number(name: str, value: Any) -> int | None:
     return number
 
 
-def _check_join(wire_dtype: str, transport: str, lease_seconds: float | None) -> None:
-    if wire_dtype not in DTYPES:
-        raise ValueError(f"wire_dtype is {wire_dtype!r}: it must be one of {', '.join(DTYPES)}")
-    if transport == "shared_memory":
-        message = 'transport "shared_memory" does not exist in this version: use "auto" or "grpc"'
-        raise KedgeError("UNSUPPORTED", message, method="join")
+def _channel(transport: str, encoding: Encoding) -> Channel:
+    """What is asked of the transport: memory is float32, whatever else is asked for goes over gRPC."""
     if transport not in _TRANSPORTS:
         raise ValueError(f"transport is {transport!r}: it must be one of {', '.join(_TRANSPORTS)}")
+    is_plain = encoding.dtype == encoding.weights_dtype == "float32"
+    if transport == "shared_memory" and not is_plain:
+        raise ValueError(
+            f"transport is {transport!r}, and gradients are sent as {encoding.dtype!r}, weights as "
+            f'{encoding.weights_dtype!r}: in shared memory both are "float32"'
+        )
+    return cast(Channel, transport) if is_plain else "grpc"
+
+
+def _check_join(lease_seconds: float | None) -> None:
     if lease_seconds is not None and not lease_seconds > 0:
         raise ValueError(f"lease_seconds is {lease_seconds!r}: it must be None or greater than 0")
 

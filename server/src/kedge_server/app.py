@@ -21,6 +21,7 @@ from kedge_server.engine.registry import Registry
 from kedge_server.rpc import services
 from kedge_server.rpc.calls import make_task
 from kedge_server.rpc.idle import IdleStreams
+from kedge_server.rpc.memory import MemoryDesk
 from kedge_server.telemetry import logging
 
 _log = structlog.get_logger("kedge.app")
@@ -56,7 +57,7 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
         on_listening: called with HOST:PORT once calls are answered, and all runs are there.
 
     Raises:
-        ConfigError: the address cannot be listened on, or asks for TLS.
+        ConfigError: the address cannot be listened on, or asks for TLS; there are fewer devices than it says.
         StorageError: the data directory cannot be used.
         RecoveryFailed: a run in it cannot be recovered.
     """
@@ -65,13 +66,19 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     stop = _stop_on_signals()
     storage, generation = _storage(config)
     registry = Registry(
-        limits(config), block_elements=config.device.block_elements, storage=storage, generation=generation
+        limits(config),
+        block_elements=config.device.block_elements,
+        device_count=config.device.count,
+        storage=storage,
+        generation=generation,
     )
+    if config.device.count is not None:
+        await _require_devices(registry)
     await registry.recover()
     server = grpc.aio.server(options=_options(config))
     address = _listen(server, config.server.listen)
-    idle = IdleStreams()
-    healthiness = await _add_services(server, registry, idle)
+    idle, desk = IdleStreams(), MemoryDesk(is_wanted=config.server.shared_memory)
+    healthiness = await _add_services(server, services.handlers(registry, idle, desk))
     await server.start()
     if storage is None:
         _log.info("runs are kept in memory only, and end with this process: give it a data directory to keep them")
@@ -93,6 +100,7 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     registry.end()
     is_whole = await _store(registry, stop, config.server.grace_seconds)
     idle.end()
+    await desk.close()
     await server.stop(max(_LEAST_GRACE_SECONDS, ends_at - time.monotonic()))
     registry.close()
     if not is_whole:
@@ -182,6 +190,13 @@ def limits(config: ServerConfig) -> Limits:
     )
 
 
+async def _require_devices(registry: Registry) -> None:
+    try:
+        await registry.require_devices()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _options(config: ServerConfig) -> list[tuple[str, int | str]]:
     return [
         # Without this a second server would bind the same port and take half of the calls.
@@ -203,8 +218,10 @@ def _options(config: ServerConfig) -> list[tuple[str, int | str]]:
     ]
 
 
-async def _add_services(server: grpc.aio.Server, registry: Registry, idle: IdleStreams) -> health.aio.HealthServicer:
-    server.add_generic_rpc_handlers(services.handlers(registry, idle))
+async def _add_services(
+    server: grpc.aio.Server, handlers: tuple[grpc.GenericRpcHandler, ...]
+) -> health.aio.HealthServicer:
+    server.add_generic_rpc_handlers(handlers)
     healthiness = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthiness, server)
     for name in ("", *services.NAMES):

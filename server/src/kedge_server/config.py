@@ -49,6 +49,8 @@ class ServerSection(_Section):
     """How long a stopping server has for its last checkpoints, and then for calls in flight."""
     max_concurrent_streams: int = Field(default=4096, ge=1)
     """Streams that one connection may hold open. Workers of one client share its connection, and wait beyond this."""
+    shared_memory: bool = True
+    """Let workers of the same host and user hand gradients and weights over in memory that they share. Linux only."""
 
 
 class LeasesSection(_Section):
@@ -114,6 +116,8 @@ class DeviceSection(_Section):
 
     block_elements: int | None = Field(default=None, ge=1)
     """The length of a block of state; unset: the platform's best, 1 Mi elements on a CPU and 32 Mi elsewhere."""
+    count: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    """How many of this host's devices a run's state is dealt to, or all; unset: one on a CPU, all elsewhere."""
 
 
 class LogSection(_Section):

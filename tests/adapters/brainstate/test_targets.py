@@ -59,6 +59,7 @@ def test_a_name_that_cannot_be_one_is_refused_at_once(client: kedge.Client) -> N
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"grad_clip_norm": 0.0}, "grad_clip_norm"),
         ({"grad_clip_value": -1.0}, "grad_clip_value"),
+        ({"max_direction": 0.0}, "max_direction"),
     ],
 )
 def test_adabelief_names_the_argument_that_it_refuses(client: kedge.Client, arguments: Any, field: str) -> None:
@@ -102,6 +103,10 @@ def test_the_arguments_stand_where_braintools_has_them(client: kedge.Client) -> 
     )
     assert (belief.betas, belief.eps, belief.weight_decay, belief.grad_clip_norm) == ((0.8, 0.9), 1e-8, 0.1, 2.0)
     assert (ahead.sync_period, ahead.alpha, ahead.grad_clip_value) == (7, 0.3, 3.0)
+
+
+def test_adabelief_has_a_greatest_direction_if_it_is_given_one(client: kedge.Client) -> None:
+    assert kb.AdaBelief(max_direction=2.0, client=client).optimizer == optim.AdaBelief(max_direction=2.0)
 
 
 def test_lookahead_keeps_the_rate_of_its_base_unless_it_is_given_one(client: kedge.Client) -> None:

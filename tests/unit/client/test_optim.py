@@ -54,6 +54,7 @@ OUT_OF_RANGE: dict[str, list[object]] = {
     "betas": [(0.9, 1.0), (10**400, 0.9), (-0.1, 0.9), (0.9, NAN), (0.9,), (0.9, 0.9, 0.9), (), 0.9, None],
     "eps": EPS,
     "eps_root": NOT_NEGATIVE,
+    "max_direction": CLIP,
     "momentum_decay": NOT_NEGATIVE,
     "alpha": FRACTION,
     "lr_decay": NOT_NEGATIVE,
@@ -166,7 +167,7 @@ def test_names_order_and_defaults_are_those_of_braintools(rule: type[Any]) -> No
     positions = [name for name in theirs if name not in left_out]
 
     assert list(ours)[: len(positions)] == positions
-    assert set(ours) - set(positions) == ({"eps_root"} if rule is optim.AdaBelief else set())
+    assert set(ours) - set(positions) == ({"eps_root", "max_direction"} if rule is optim.AdaBelief else set())
     assert {name: ours[name].default for name in positions} == {name: theirs[name].default for name in positions}
 
 

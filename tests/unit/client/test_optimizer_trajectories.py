@@ -98,6 +98,10 @@ RULES: dict[str, tuple[optim.Rule, Callable[[], optax.GradientTransformation]]] 
         optim.AdaBelief(RATE, (0.8, 0.95), 1e-3, DECAY, eps_root=0.0),
         lambda: coupled(optax.scale_by_belief(**BETAS, eps=1e-3, eps_root=0.0)),
     ),
+    "adabelief with the greatest direction": (
+        optim.AdaBelief(RATE, (0.8, 0.95), 1e-3, DECAY, max_direction=0.5),
+        lambda: coupled(optax.scale_by_belief(**BETAS, eps=1e-3, eps_root=1e-3), optax.clip(0.5)),
+    ),
     "rmsprop": (optim.RMSprop(RATE, 0.9, 1e-2, DECAY), lambda: coupled(optax.scale_by_rms(0.9, 1e-2))),
     "rmsprop centered, with momentum": (
         optim.RMSprop(RATE, 0.9, 1e-2, DECAY, momentum=0.5, centered=True),

@@ -48,7 +48,7 @@ class WrongTransport:
     def create_run(self, run: NewRun) -> Any:
         return self._transport.create_run(self._run(run))
 
-    def open_exchange(self, manifest: Any) -> WrongExchange:
+    def open_exchange(self, manifest: Any, *_: Any) -> WrongExchange:
         return WrongExchange(self._transport.open_exchange(manifest), self._push)
 
     def __getattr__(self, name: str) -> Any:

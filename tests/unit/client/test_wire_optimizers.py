@@ -27,6 +27,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "eps": positive,
     "amsgrad": st.booleans(),
     "eps_root": st.none() | rates,
+    "max_direction": st.none() | positive,
     "momentum_decay": rates,
     "alpha": fractions,
     "centered": st.booleans(),

@@ -163,7 +163,7 @@ def wait_for(holds):
 def test_gradients_that_come_too_late_are_reported_now_and_then(worker, caplog, monkeypatch, count):
     stale = PushResult("rejected", "STALE_GRADIENT", 1, 1, "too old")
     for _ in range(count):
-        worker._report_rejection(stale)
+        worker._session._report_rejection(stale)
     assert caplog.text.count("came too late") == (count >= 10) + (count >= 100)
 
 

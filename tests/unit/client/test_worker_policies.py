@@ -138,7 +138,7 @@ def test_step_too_far_ahead_of_nobody_goes_on_with_the_weights_it_has(
     run, worker, in_background, eventually, requests, monkeypatch
 ):
     """The slowest one left: no other will make the step that there would be to wait for."""
-    monkeypatch.setattr("kedge.worker._NEXT_ROUND_SECONDS", 0.0)
+    monkeypatch.setattr("kedge.session._NEXT_ROUND_SECONDS", 0.0)
     run.set_aggregation(kedge.BoundedStaleness(bound=0))
     with run.join("slow"):
         worker.push(grad(NAN))
@@ -171,7 +171,7 @@ def test_refused_cohort_is_a_warning_each_time(worker, answers, caplog):
 
 def test_step_that_came_too_late_goes_on_where_no_other_round_ends(run, worker, monkeypatch):
     """It may have been refused: then whoever waits for it alone might be the one that the next one lacks."""
-    monkeypatch.setattr("kedge.worker._NEXT_ROUND_SECONDS", 0.0)
+    monkeypatch.setattr("kedge.session._NEXT_ROUND_SECONDS", 0.0)
     run.set_aggregation(kedge.Synchronous(quorum=2))
     with run.join("b"):
         assert worker.push(grad()).outcome == "deferred"

@@ -92,24 +92,49 @@ def test_weights_that_fit_into_one_chunk_come_in_one_message(count: int, message
     np.testing.assert_array_equal(decoded(encoding, messages, count), weights)
 
 
-def test_held_bytes_are_the_weights_and_the_messages_so_far_and_then_the_messages_alone() -> None:
-    encoding = snapshot().encoding("fast", "float32")
-    weights_bytes = 4 * 300_007
-    assert encoding.held_bytes == weights_bytes
+LARGE = np.arange((40 << 20) // 4, dtype=np.float32)
+"""More than the messages that are kept: 40 MiB."""
+
+
+def test_reader_far_behind_another_gets_the_same_bytes() -> None:
+    encoding = Snapshot(0, 0, (LARGE,), None).encoding("fast", "float32")
+    late = encoding.messages()
+    begun = [next(late)]
+    ahead = read(encoding)
+    assert [*begun, *late] == ahead
+    np.testing.assert_array_equal(decoded(encoding, ahead, LARGE.size), LARGE)
+
+
+def test_readers_that_go_along_with_each_other_share_their_messages() -> None:
+    encoding = Snapshot(0, 0, (LARGE,), None).encoding("fast", "float32")
+    for one, other in zip(encoding.messages(), encoding.messages(), strict=True):
+        assert one is other
+
+
+def test_reader_that_begins_when_another_has_ended_gets_the_same_bytes() -> None:
+    encoding = Snapshot(0, 0, (LARGE,), None).encoding("fast", "bfloat16")
+    first = read(encoding)
+    crc32c = encoding.crc32c
+    assert read(encoding) == first
+    assert encoding.crc32c == crc32c
+
+
+def test_held_bytes_are_the_weights_and_the_last_messages() -> None:
+    encoding = Snapshot(0, 0, (LARGE,), None).encoding("fast", "float32")
+    assert encoding.held_bytes == LARGE.nbytes
     messages = encoding.messages()
     first = next(messages)
-    assert encoding.held_bytes == weights_bytes + len(first)
-    assert encoding.held_bytes < sum(map(len, [first, *messages])) + weights_bytes
-    assert encoding.held_bytes == sum(map(len, read(encoding)))
+    assert encoding.held_bytes == LARGE.nbytes + len(first)
+    rest = list(messages)
+    assert encoding.held_bytes == LARGE.nbytes + sum(map(len, rest[-16:]))
 
 
-def test_weights_are_let_go_when_all_messages_are_made() -> None:
+def test_weights_are_let_go_with_the_form() -> None:
     weights = np.arange(300_000, dtype=np.float32)
     alive = weakref.ref(weights)
     encoding = Snapshot(0, 0, (weights,), None).encoding("fast", "float32")
-    reading = encoding.messages()
-    next(reading)
     del weights
+    read(encoding)
     assert alive() is not None
-    list(reading)
+    del encoding
     assert alive() is None

@@ -16,6 +16,7 @@ from kedge.testing.pulls import through_wire
 from kedge.testing.run import FakeRun
 from kedge.testing.watch import SERVER_GENERATION, FakeWatch
 from kedge.transport import (
+    Channel,
     Checkpoint,
     Event,
     Lease,
@@ -28,6 +29,7 @@ from kedge.transport import (
     WatchStart,
     WeightsOfStep,
 )
+from kedge.wire import compressed
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
 from kedge.wire.names import parse_checkpoint, parse_run, parse_worker
@@ -206,7 +208,7 @@ class FakeTransport:
         with self._changed:
             run = self._run(parse_worker(push.lease.worker).run)
             _check_manifest(run, manifest)
-            entry = run.contribute(push._replace(arrays=()), through_wire(push.arrays, push.dtype), self._clock())
+            entry = run.contribute(push._replace(arrays=()), _gradient(run, push), self._clock())
             self._changed.notify_all()
             self._wait(run, lambda: _is_answerable(run, entry), push.wait_seconds)
             if entry.result is None:
@@ -214,8 +216,13 @@ class FakeTransport:
             result = entry.result or _deferred(run, entry)
             return result, self._pull(run, push.pull, push.lease.worker) if push.pull else None
 
-    def open_exchange(self, manifest: Manifest) -> "FakeExchange":
+    def open_exchange(
+        self, manifest: Manifest, lease: Lease | None = None, channel: Channel = "grpc"
+    ) -> "FakeExchange":
         """Opens a stream."""
+        if channel == "shared_memory":
+            raise KedgeError("SHARED_MEMORY_UNAVAILABLE", 'a fake server shares no memory: use "auto"', cause="fake")
+        del lease  # what shares nothing needs none
         return FakeExchange(self, manifest)
 
     def close(self) -> None:
@@ -284,6 +291,14 @@ def _check_manifest(run: FakeRun, manifest: Manifest) -> None:
     if manifest.digest.hex() != expected:
         message = f"{run.name} has other tensors by now: get it again"
         raise KedgeError("MANIFEST_MISMATCH", message, expected=expected, got=manifest.digest.hex())
+
+
+def _gradient(run: FakeRun, push: Push) -> np.ndarray:
+    """The values of a push as the other side has them, float64."""
+    if push.dtype not in compressed.COMPRESSED:
+        return through_wire(push.arrays, push.dtype)
+    compressed.check_safe(run.new.optimizer, push.dtype)
+    return compressed.decoded(push.arrays[0], push.dtype, run.new.manifest.element_count).astype(np.float64)
 
 
 def _finite_weights(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -5,7 +5,7 @@ and nothing else; none of them retries.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kedge.optim.controls import Change
 from kedge.transport.values import (
@@ -28,6 +28,7 @@ from kedge.transport.values import (
 from kedge.wire.manifest import Manifest
 
 __all__ = [
+    "Channel",
     "Checkpoint",
     "Event",
     "Exchange",
@@ -49,8 +50,15 @@ __all__ = [
 ]
 
 
+Channel = Literal["auto", "grpc", "shared_memory"]
+"""What carries a worker's payloads; "auto" takes shared memory where that can be had."""
+
+
 class Exchange(Protocol):
-    """One worker's pushes and pulls, in order. Used from one thread; after an error only `close` may follow."""
+    """One worker's pushes and pulls, in order: one at a time, and after an error only `close` may follow.
+
+    `close` may be called from another thread; it ends what is under way.
+    """
 
     def push(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
         """Sends one contribution; blocks until its result, and the weights if `push.pull` asks for them, are here."""
@@ -153,8 +161,12 @@ class Transport(Protocol):
         """Fetches weights without a lease."""
         ...
 
-    def open_exchange(self, manifest: Manifest) -> Exchange:
-        """Opens a stream for one worker of a run with this manifest."""
+    def open_exchange(self, manifest: Manifest, lease: Lease | None = None, channel: Channel = "grpc") -> Exchange:
+        """Opens a stream for one worker of a run with this manifest; one that may share memory needs its lease.
+
+        Raises:
+            KedgeError: SHARED_MEMORY_UNAVAILABLE, only for the channel "shared_memory".
+        """
         ...
 
     def create_checkpoint(self, run: str, metrics: Mapping[str, float]) -> Checkpoint:

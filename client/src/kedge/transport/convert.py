@@ -24,6 +24,7 @@ from kedge.transport.values import (
 )
 from kedge.v1 import checkpoint_service_pb2, optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
 from kedge.wire import convert
+from kedge.wire.compressed import payload_bytes
 from kedge.wire.groups import change_from_wire, group_to_wire, groups_from_wire
 from kedge.wire.manifest import Manifest
 from kedge.wire.policies import (
@@ -82,7 +83,7 @@ def push_header(push: Push, manifest: Manifest) -> optimizer_service_pb2.PushHea
         manifest_digest=manifest.digest,
         example_count=push.example_count,
         dtype=convert.dtype_to_wire(push.dtype),
-        size_bytes=manifest.size_bytes(push.dtype),
+        size_bytes=payload_bytes(push.arrays, push.dtype),
         loss=push.loss,
         wait=convert.duration_to_wire(push.wait_seconds),
         pull=pull_spec(push.pull) if push.pull else None,

@@ -1,5 +1,6 @@
 """The transport over gRPC. The only module besides its neighbours in this package that touches grpc and protobuf."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -8,8 +9,9 @@ import grpc
 from google.protobuf.message import Message
 
 from kedge.optim.controls import Change
-from kedge.transport import convert
+from kedge.transport import Channel, convert
 from kedge.transport.channels import Channels, Connection
+from kedge.transport.memory import LentMemory, Offer, unavailable
 from kedge.transport.status import cancelled_error, error_from_rpc, internal_error
 from kedge.transport.stream import GrpcExchange, GrpcWatch, answers, messages_of, read_weights, reported
 from kedge.transport.values import (
@@ -23,6 +25,7 @@ from kedge.transport.values import (
     WeightsOfStep,
 )
 from kedge.v1 import checkpoint_service_pb2, optimizer_service_pb2, run_pb2, run_service_pb2
+from kedge.wire.allocation import keep_freed_memory
 from kedge.wire.codec import (
     MAX_MESSAGE_BYTES,
     FlatEncoder,
@@ -66,6 +69,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
 
 MessageT = TypeVar("MessageT", bound=Message)
 
+_logger = logging.getLogger("kedge")
+
 
 class GrpcTransport:
     """A server at an address, over one connection, and another for heartbeats once there is a worker.
@@ -75,6 +80,7 @@ class GrpcTransport:
     """
 
     def __init__(self, address: str) -> None:
+        keep_freed_memory()
         self._address = address
         self._channels = Channels(lambda: grpc.insecure_channel(address, options=CHANNEL_OPTIONS))
 
@@ -234,10 +240,32 @@ class GrpcTransport:
         finally:
             stream.cancel()
 
-    def open_exchange(self, manifest: Manifest) -> GrpcExchange:
+    def open_exchange(self, manifest: Manifest, lease: Lease | None = None, channel: Channel = "grpc") -> GrpcExchange:
         """Opens the Exchange stream of one worker."""
-        exchange: GrpcExchange = self._invoke(lambda: GrpcExchange(self._channels.main, manifest, self._error))
+        memory = None if lease is None or channel == "grpc" else self._lend(manifest, lease, channel)
+        error_of = self._error if memory is None else self._error_after_lending
+        exchange: GrpcExchange = self._invoke(lambda: GrpcExchange(self._channels.main, manifest, error_of, memory))
         return exchange
+
+    def _lend(self, manifest: Manifest, lease: Lease, channel: Channel) -> LentMemory | None:
+        """Hands memory over to the server; None where that cannot be, unless it is insisted on."""
+        try:
+            return LentMemory(manifest, lambda: self._offer(lease))
+        except KedgeError as error:
+            if error.reason not in ("SHARED_MEMORY_UNAVAILABLE", "UNSUPPORTED"):
+                raise
+            if channel == "shared_memory":
+                raise error if error.reason == "SHARED_MEMORY_UNAVAILABLE" else unavailable(error.message) from None
+            _logger.debug("%s sends its payloads over gRPC: %s", lease.worker, error)
+            return None
+
+    def _offer(self, lease: Lease) -> Offer:
+        request = optimizer_service_pb2.OfferMemoryRequest(worker=lease.worker, epoch=lease.epoch)
+        answer = optimizer_service_pb2.OfferMemoryResponse
+        offer = self._call(
+            "OfferMemory", request, answer, connection=self._channels.unhindered, service="OptimizerService"
+        )
+        return Offer(offer.socket, offer.ticket)
 
     def close(self) -> None:
         """Ends every call and the connections."""
@@ -298,6 +326,15 @@ class GrpcTransport:
 
     def _error(self, error: grpc.RpcError, *, is_closed: bool = False) -> KedgeError:
         return error_from_rpc(error, address=self._address, is_closed=is_closed or self._channels.is_closed)
+
+    def _error_after_lending(self, error: grpc.RpcError, *, is_closed: bool = False) -> KedgeError:
+        """As `_error`. A ticket that the server took and does not know is one of the server before, or too old."""
+        made = self._error(error, is_closed=is_closed)
+        if made.reason != "SHARED_MEMORY_UNAVAILABLE":
+            return made
+        return KedgeError(
+            "SERVER_UNAVAILABLE", f"the server has lost the memory: {made.message}", address=self._address
+        )
 
 
 def _parser(message_type: Callable[[], MessageT]) -> Callable[[bytes], MessageT | Malformed]:

@@ -9,6 +9,8 @@ protobuf.
 invariant that chunks are in order and touch; the decoder refuses whatever breaks it.
 """
 
+import bisect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -137,54 +139,73 @@ class FlatEncoder:
     """Encodes a sequence of arrays, one after the other, as chunk messages of one dtype.
 
     Iterate over it once; then `crc32c` holds the trailer's value. Each message is made with one conversion and one copy
-    of its elements, when it is asked for.
+    of its elements, when it is asked for. `message` makes any of them again, the same bytes.
 
     Args:
         arrays: C-contiguous arrays of any of `DTYPES`, in manifest order. Their shapes do not matter.
         dtype: the wire dtype, a key of `DTYPES`.
         chunk_bytes: the data of a chunk.
+        first_chunk_bytes: where more than one chunk is needed, the first one is cut in two, here. 0: it is not.
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray], dtype: str, *, chunk_bytes: int = CHUNK_BYTES) -> None:
-        self._arrays = [array.reshape(-1) for array in arrays]
+    def __init__(
+        self,
+        arrays: Sequence[np.ndarray],
+        dtype: str,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
+        first_chunk_bytes: int = 0,
+    ) -> None:
+        self._arrays = [array.reshape(-1) for array in arrays if array.size]
+        self._begins = [0, *itertools.accumulate(array.size for array in self._arrays)]
         self._dtype = DTYPES[dtype]
-        self._chunk_elements = chunk_bytes // self._dtype.itemsize
-        self.size_bytes = sum(array.size for array in arrays) * self._dtype.itemsize
+        self.size_bytes = self._begins[-1] * self._dtype.itemsize
+        self._cuts = _cuts(self.size_bytes, chunk_bytes - chunk_bytes % self._dtype.itemsize, first_chunk_bytes)
         self.crc32c = 0
+
+    @property
+    def message_count(self) -> int:
+        """How many messages there are."""
+        return len(self._cuts) - 1
 
     def __iter__(self) -> Iterator[bytes]:
         """Yields serialized chunk messages in order."""
-        offset = 0
-        for pieces in self._gather():
-            parts = [self._convert(piece).data for piece in pieces]
-            size_bytes = sum(part.nbytes for part in parts)
-            prefix = chunk_prefix(offset, size_bytes)
-            message = b"".join((prefix, *parts))
-            self.crc32c = google_crc32c.extend(self.crc32c, np.frombuffer(message, np.uint8, offset=len(prefix)))
+        for number in range(self.message_count):
+            message = self.message(number)
+            size_bytes = self._cuts[number + 1] - self._cuts[number]
+            data = np.frombuffer(message, np.uint8, offset=len(message) - size_bytes)
+            self.crc32c = google_crc32c.extend(self.crc32c, data)
             yield message
-            offset += size_bytes
+
+    def message(self, number: int) -> bytes:
+        """The serialized chunk message of this number, from 0; `crc32c` is left as it is."""
+        begin, end = self._cuts[number : number + 2]
+        parts = [self._convert(piece).data for piece in self._pieces(begin, end)]
+        return b"".join((chunk_prefix(begin, end - begin), *parts))
 
     def _convert(self, piece: np.ndarray) -> np.ndarray:
         # The unsigned view exists because the buffer protocol has no code for bfloat16.
         with np.errstate(over="ignore"):  # what float16 cannot hold becomes an infinity, which the receiver reports
             return piece.astype(self._dtype, copy=False).view(f"u{self._dtype.itemsize}")
 
-    def _gather(self) -> Iterator[list[np.ndarray]]:
-        """Cuts and joins the arrays into lists of pieces that fill a chunk each."""
-        pieces: list[np.ndarray] = []
-        room = self._chunk_elements
-        for array in self._arrays:
-            at = 0
-            while at < array.size:
-                piece = array[at : at + room]
-                pieces.append(piece)
-                at += piece.size
-                room -= piece.size
-                if not room:
-                    yield pieces
-                    pieces, room = [], self._chunk_elements
-        if pieces:
-            yield pieces
+    def _pieces(self, begin_byte: int, end_byte: int) -> Iterator[np.ndarray]:
+        """The parts of the arrays that make up these bytes."""
+        at, end = begin_byte // self._dtype.itemsize, end_byte // self._dtype.itemsize
+        index = bisect.bisect_right(self._begins, at) - 1
+        while at < end:
+            begins, ends = self._begins[index : index + 2]
+            piece = self._arrays[index][at - begins : min(end, ends) - begins]
+            yield piece
+            at += piece.size
+            index += 1
+
+
+def _cuts(size_bytes: int, chunk_bytes: int, first_chunk_bytes: int) -> list[int]:
+    """Where the chunks begin, and where the last one ends."""
+    cuts = [*range(0, size_bytes, chunk_bytes), size_bytes]
+    if first_chunk_bytes and len(cuts) > 2:
+        cuts.insert(1, first_chunk_bytes)
+    return cuts
 
 
 class FlatDecoder:

@@ -8,6 +8,7 @@ import numpy as np
 from kedge.optim.controls import StepValues
 from kedge_server.core.commits import Commit, Held, Rejected, Restored, RunConfig, Stepped
 from kedge_server.core.image import HeldKey, RunImage
+from kedge_server.core.placement import Placement
 from kedge_server.core.plan import Plan
 from kedge_server.core.plan import plan as make_plan
 from kedge_server.core.stored import Replayed, Restorable
@@ -39,7 +40,7 @@ async def recover(found: FoundRun, device: DeviceThread) -> Recovered | None:
     origin = await found.open()
     if origin is None:
         return None
-    writer = await device.run(writer_of, origin.image, origin.arrays)
+    writer = await device.run(writer_of, origin.image, origin.arrays, await device.placement())
     replay = Replay(found, origin, writer, device)
     async for batch in found.batches():
         await replay.apply(batch)
@@ -120,14 +121,15 @@ def plan_of(config: RunConfig) -> Plan:
     )
 
 
-def writer_of(image: RunImage, arrays: Mapping[str, np.ndarray]) -> Writer:
+def writer_of(image: RunImage, arrays: Mapping[str, np.ndarray], placement: Placement | None = None) -> Writer:
     """The writer of a run that stands there. On the device thread.
 
     Args:
         image: what it is.
         arrays: `weights`, flat, for one that begins; else what `Writer.capture` gave.
+        placement: where its state is to live; None for the platform's default.
     """
     plan, values = plan_of(image.config), image.controls.values()
     if "weights" in arrays:
-        return Writer(plan, arrays["weights"], values)
-    return Writer.resume(plan, arrays, values, step=image.step)
+        return Writer(plan, arrays["weights"], values, placement)
+    return Writer.resume(plan, arrays, values, step=image.step, placement=placement)

@@ -17,6 +17,7 @@ from kedge.wire.reflection import Refusing
 from kedge_server.core.commits import ArraySpec, Created, Progress, RunConfig
 from kedge_server.core.coordinator import Bounds
 from kedge_server.core.image import HeldKey, RunImage
+from kedge_server.core.placement import DeviceCount
 from kedge_server.core.plan import Plan
 from kedge_server.core.plan import plan as make_plan
 from kedge_server.core.rounds import round_size
@@ -63,6 +64,7 @@ class Registry:
     Args:
         limits: what bounds it.
         block_elements: the length of a block of state; None for the platform's best.
+        device_count: how many devices a run's state is dealt to; "all"; None for the platform's default.
         clock: the time.
         storage: keeps the runs; None: they are kept in memory only.
         generation: greater than that of every server before on the same storage; None for one that grows with time.
@@ -76,6 +78,7 @@ class Registry:
         limits: Limits,
         *,
         block_elements: int | None = None,
+        device_count: DeviceCount = None,
         clock: Clock | None = None,
         storage: Storage | None = None,
         generation: int | None = None,
@@ -85,7 +88,7 @@ class Registry:
         self._block_elements = block_elements
         self._clock = clock or LoopClock()
         self._storage = storage
-        self._device = DeviceThread()
+        self._device = DeviceThread(device_count)
         self._runs: dict[str, RunEngine] = {}
         self._accounts: dict[RunEngine, StagingAccount] = {}
         self._creating: dict[str, asyncio.Future[None]] = {}
@@ -94,6 +97,14 @@ class Registry:
         started_at = int(time.time() * 1e6)
         self._epochs = itertools.count(started_at)
         self.generation = started_at if generation is None else generation
+
+    async def require_devices(self) -> None:
+        """Looks whether there are as many devices as it was told of.
+
+        Raises:
+            ValueError: for fewer.
+        """
+        await self._device.placement()
 
     async def recover(self) -> None:
         """Brings the runs in storage back to where they stood, side by side. Before anything else.
@@ -296,7 +307,7 @@ class Registry:
     async def _begin(self, created: Created, arrays: Arrays) -> RunEngine:
         config = created.config
         image = RunImage.create(created)
-        writer = await self._device.run(writer_of, image, arrays)
+        writer = await self._device.run(writer_of, image, arrays, await self._device.placement())
         snapshot = await self._device.run(writer.snapshot)
         store: RunStore = MemoryStore(config.name)
         if config.durability != "memory":

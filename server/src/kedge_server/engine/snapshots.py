@@ -1,83 +1,62 @@
 """Snapshots: the weights of one step, immutable, shared by all who read them."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from kedge.wire.codec import CHUNK_BYTES, FlatEncoder, chunk_prefix, decode_chunk
+from kedge.wire.codec import FlatEncoder
 
 Weights = Literal["fast", "slow", "fast_and_slow"]
 
 _FIRST_CHUNK_BYTES = 64 << 10
+"""gRPC copies a message and keeps the copy until the peer has made room for all of it. The window that a peer opens
+with is 64 KiB unless it says otherwise: whoever never reads stops at the small chunk, and no large one is copied. What
+fits into one chunk is left whole: another message would cost a small model a fifth of its step."""
+
+_KEPT_MESSAGES = 16
+"""For readers that go along with each other. With all messages kept, each pull would touch fresh memory."""
 
 
 class Encoding:
-    """One form of a snapshot on the wire: chunk messages made when the first reader needs them, kept for the others.
+    """One form of a snapshot on the wire: chunk messages, made when the first reader needs them.
 
-    It lives as long as someone reads it.
+    The last ones are kept for the readers that are a little behind. One that is far behind has its own made anew: the
+    same bytes. The form lives as long as someone reads it, and so do the weights.
     """
 
     def __init__(self, arrays: tuple[np.ndarray, ...], dtype: str) -> None:
-        encoder = FlatEncoder(arrays, dtype)
-        self._encoder: FlatEncoder | None = encoder
-        self._source = _with_small_first_chunk(encoder)
-        self._messages: list[bytes] = []
+        self._encoder = FlatEncoder(arrays, dtype, first_chunk_bytes=_FIRST_CHUNK_BYTES)
+        self._source = iter(self._encoder)
+        self._made_count = 0
+        self._kept: deque[bytes] = deque(maxlen=_KEPT_MESSAGES)
         self._array_bytes = sum(array.nbytes for array in arrays)
-        self._message_bytes = 0
-        self._crc32c = 0
-        self.size_bytes = encoder.size_bytes
+        self.size_bytes = self._encoder.size_bytes
 
     def messages(self) -> Iterator[bytes]:
         """All chunk messages in order. Making one takes well under a millisecond, so it is done on the loop."""
-        at = 0
-        while at < len(self._messages) or self._make_one():
-            yield self._messages[at]
-            at += 1
+        for number in range(self._encoder.message_count):
+            yield self._message(number)
 
     @property
     def crc32c(self) -> int:
         """Of all chunk data; known when a reader has seen the last message."""
-        assert self._encoder is None, "the checksum is asked for before the last chunk"
-        return self._crc32c
+        assert self._made_count == self._encoder.message_count, "the checksum is asked for before the last chunk"
+        return self._encoder.crc32c
 
     @property
     def held_bytes(self) -> int:
-        """The memory that it keeps alive: its messages, and the weights as long as not all messages are made."""
-        return self._message_bytes + (self._array_bytes if self._encoder is not None else 0)
+        """The memory that it keeps alive: the weights, and the messages that it keeps."""
+        return self._array_bytes + sum(map(len, self._kept))
 
-    def _make_one(self) -> bool:
-        message = next(self._source, None)
-        if message is not None:
-            self._messages.append(message)
-            self._message_bytes += len(message)
-        elif self._encoder is not None:
-            self._crc32c, self._encoder = self._encoder.crc32c, None
-        return message is not None
-
-
-def _with_small_first_chunk(encoder: FlatEncoder) -> Iterator[bytes]:
-    """Its messages, the first cut in two.
-
-    gRPC copies a message and keeps the copy until the peer has made room for all of it. The window that a peer opens
-    with is 64 KiB unless it says otherwise: whoever never reads stops at the small chunk, and no large one is copied.
-    What fits into one chunk is left whole: another message would cost a small model a fifth of its step.
-    """
-    messages = iter(encoder)
-    if encoder.size_bytes <= CHUNK_BYTES:
-        yield from messages
-        return
-    first = next(messages, None)
-    if first is None:
-        return
-    chunk = decode_chunk(first)
-    assert chunk is not None, "the encoder lays out its chunks as the decoder expects"
-    for part in (chunk.data[:_FIRST_CHUNK_BYTES], chunk.data[_FIRST_CHUNK_BYTES:]):
-        if part:
-            yield chunk_prefix(chunk.offset, len(part)) + part
-        chunk = chunk._replace(offset=chunk.offset + len(part))
-    yield from messages
+    def _message(self, number: int) -> bytes:
+        if number == self._made_count:
+            self._kept.append(next(self._source))
+            self._made_count += 1
+        behind = self._made_count - number
+        return self._kept[-behind] if behind <= len(self._kept) else self._encoder.message(number)
 
 
 class Snapshot:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from kedge.optim.controls import RecordedChange
 from kedge.policies import METRIC_NAME_LENGTH
 from kedge.v1 import checkpoint_service_pb2, optimizer_service_pb2, run_pb2, run_service_pb2, tensor_pb2
+from kedge.wire import compressed, names
 from kedge.wire import convert as wire
-from kedge.wire import names
 from kedge.wire.errors import KedgeError
 from kedge.wire.groups import change_from_wire, change_to_wire, group_to_wire, groups_from_wire
 from kedge.wire.policies import (
@@ -22,6 +22,7 @@ from kedge.wire.policies import (
     policy_to_wire,
 )
 from kedge.wire.reflection import invalid
+from kedge_server.core.commits import RunConfig
 from kedge_server.core.events import Event
 from kedge_server.core.leases import Lease
 from kedge_server.core.stored import CheckpointInfo
@@ -140,6 +141,18 @@ def contribution_header(header: optimizer_service_pb2.PushHeader) -> tuple[str, 
     )
 
 
+def gradient_dtype(header: optimizer_service_pb2.PushHeader, config: RunConfig) -> str:
+    """What a push's values are sent as, checked before memory is taken for them.
+
+    Raises:
+        KedgeError: UNSUPPORTED_DTYPE, COMPRESSION_UNSAFE or SIZE_MISMATCH.
+    """
+    dtype = wire.gradient_dtype_from_wire(header.dtype)
+    compressed.check_safe(config.optimizer, dtype)
+    compressed.check_size(dtype, header.size_bytes, config.manifest.element_count)
+    return dtype
+
+
 class Pull(NamedTuple):
     """Which weights are asked for."""
 
@@ -148,6 +161,10 @@ class Pull(NamedTuple):
     min_step: int
     wait_seconds: float
     if_newer_than: int | None
+
+    def is_answered_by(self, step: int) -> bool:
+        """Whether it need not be told of the weights of this step."""
+        return self.if_newer_than is not None and step <= self.if_newer_than
 
 
 def pull(spec: optimizer_service_pb2.PullSpec) -> Pull:

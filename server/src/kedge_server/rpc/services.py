@@ -6,6 +6,7 @@ from kedge.v1 import checkpoint_service_pb2, optimizer_service_pb2, run_service_
 from kedge_server.engine.registry import Registry
 from kedge_server.rpc.checkpoint_servicer import CheckpointServicer
 from kedge_server.rpc.idle import IdleStreams
+from kedge_server.rpc.memory import MemoryDesk
 from kedge_server.rpc.methods import Guard, StreamBounds, service_handler
 from kedge_server.rpc.optimizer_servicer import OptimizerServicer
 from kedge_server.rpc.run_servicer import RunServicer
@@ -19,7 +20,7 @@ NAMES: tuple[str, ...] = (_RUN_SERVICE.full_name, _OPTIMIZER_SERVICE.full_name, 
 """The full names of the services, for health checks."""
 
 
-def handlers(registry: Registry, idle: IdleStreams) -> tuple[grpc.GenericRpcHandler, ...]:
+def handlers(registry: Registry, idle: IdleStreams, desk: MemoryDesk) -> tuple[grpc.GenericRpcHandler, ...]:
     """The handlers of all services, answered from a registry."""
     limits = registry.limits
     bounds = StreamBounds(
@@ -27,7 +28,7 @@ def handlers(registry: Registry, idle: IdleStreams) -> tuple[grpc.GenericRpcHand
     )
     servicers = {
         _RUN_SERVICE: RunServicer(registry),
-        _OPTIMIZER_SERVICE: OptimizerServicer(registry, idle),
+        _OPTIMIZER_SERVICE: OptimizerServicer(registry, idle, desk),
         _CHECKPOINT_SERVICE: CheckpointServicer(registry),
     }
     guard = Guard(bounds, registry.generation)

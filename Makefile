@@ -13,8 +13,9 @@ PYTHON ?=
 # What `make torch` installs. It is in no lock: which build of it is wanted depends on the machine.
 TORCH ?= torch==2.13.0
 # Arguments for pytest (`make test PYTEST_ARGS="-k lookahead"`) and more for the demo. Without any the tests run in two
-# processes, each file in one of them.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# processes, each file in one of them; the folders in their order, so that the short files of tests/unit come last and
+# both processes end at the same time.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 LOCK_ARGS ?=

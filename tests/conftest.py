@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,12 @@ from typing import Any
 import pytest
 from server_process import ServerProcess
 from wire_client import WireClient
+
+
+def pytest_configure() -> None:
+    """Where the tests run in the background, SIGINT is ignored, and every process that they start would ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

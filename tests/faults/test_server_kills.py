@@ -48,7 +48,7 @@ def kill_again_and_again(server: DurableServer, fleet: Fleet, count: int) -> Non
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param(25, marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
+        pytest.param(15, marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
         pytest.param(300, marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
     ],
 )

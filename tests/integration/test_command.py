@@ -67,7 +67,7 @@ def endless() -> Iterator[Any]:
 
 def test_address_has_a_line_of_its_own_where_the_log_goes_to_the_same_file(tmp_path: Path) -> None:
     path = tmp_path / "output"
-    for _ in range(5):
+    for _ in range(3):
         with path.open("wb") as output:
             server = subprocess.Popen(
                 [EXECUTABLE, "serve", "--listen", "127.0.0.1:0"],

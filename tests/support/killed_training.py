@@ -22,6 +22,11 @@ class Outcome(NamedTuple):
     runs: set[str]
 
 
+def in_threes(failpoints: Sequence[str]) -> list[Sequence[str]]:
+    """As many as one training is killed at."""
+    return [failpoints[first : first + 3] for first in range(0, len(failpoints), 3)]
+
+
 def play(data_dir: Path, durability: Any, failpoints: Sequence[str] = ()) -> Outcome:
     """Trains from the first step to the last, and ends the server with SIGTERM."""
     with DurableServer(data_dir, environment=SETTINGS) as server, Revival(server, failpoints) as revival:

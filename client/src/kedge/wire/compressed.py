@@ -81,13 +81,15 @@ def check_safe(optimizer: optim.Optimizer, dtype: str) -> None:
     Raises:
         KedgeError: COMPRESSION_UNSAFE.
     """
+    if dtype != "sign":
+        return
     rule = optimizer.spec().rule
-    if dtype == "sign" and _divides_by_variation(rule):
+    if _divides_by_variation(rule):
         name = f"Optax({rule.name!r})" if isinstance(rule, optim.Optax) else type(rule).__name__
         raise KedgeError(
             "COMPRESSION_UNSAFE",
             f"{name} divides by how much gradients vary, and those sent as {dtype!r} hardly do: create the run with "
-            "kedge.optim.AdaBelief(max_direction=10.0), or send another wire dtype",
+            "kedge.optim.AdaBelief(max_direction=1.0), or send another wire dtype",
             optimizer=name,
             wire_dtype=dtype,
         )

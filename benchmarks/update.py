@@ -23,6 +23,7 @@ import numpy as np
 
 from kedge import optim
 from kedge.optim.controls import Controls
+from kedge.wire.allocation import keep_freed_memory
 from kedge.wire.manifest import Manifest
 from kedge_server.core.plan import plan
 from kedge_server.engine.device import Writer, default_block_elements
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--elements", default="25557032,124439808", help="ResNet-50's and GPT-2's unless given")
     parser.add_argument("--repetitions", type=int, default=15)
     arguments = parser.parse_args()
+    keep_freed_memory(arena_count=1)  # as the server does
     print("| optimizer | parameters | ms | CPU ms | bytes a parameter | limit ms | copy GB/s | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for element_count in map(int, arguments.elements.split(",")):

@@ -183,7 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--layouts", default="mlp,resnet50", help="layouts, joined by commas")
     parser.add_argument("--workers", default="1,2,4", help="worker counts, joined by commas")
-    parser.add_argument("--turns", type=int, default=5, help="how often everybody has a turn")
+    parser.add_argument("--turns", type=int, default=3, help="how often everybody has a turn")
     arguments = parser.parse_args()
     scripts = Scripts(arguments.peers, arguments.python)
     for peer in scripts.missing:

@@ -197,6 +197,8 @@ class _Scaled:
     """Records that are a scale and what it is multiplied by."""
 
     dtype = ""
+    greatest_factor = np.float32(1)
+    """What a scale is multiplied by at most: an element that is more than float32 holds is read as infinite."""
 
     def __init__(self) -> None:
         self._scratch = np.empty(0, np.float32)
@@ -223,7 +225,7 @@ class _Scaled:
         left_out = self._scratch[: rows.size].reshape(rows.shape)
         self._fill(rows, scales, records[:, SCALE_BYTES:], left_out)
         np.subtract(rows, left_out, out=rows)
-        return bool(np.isfinite(scales * np.float32(127)).all())
+        return bool(np.isfinite(scales * self.greatest_factor).all())
 
     def _scales(self, rows: np.ndarray) -> np.ndarray:
         """The scale of each row, float32 of shape [rows, 1]."""
@@ -238,6 +240,7 @@ class Int8(_Scaled):
     """A byte for each element, of which 127 is the greatest in 1024."""
 
     dtype = "int8"
+    greatest_factor = np.float32(127)
 
     def _scales(self, rows: np.ndarray) -> np.ndarray:
         greatest = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))

@@ -62,6 +62,15 @@ def test_loop_of_value_and_grad_goes_where_optax_goes(client, run_name):
     jax.tree.map(np.testing.assert_array_equal, run.pull(), params)
 
 
+def test_worker_says_what_weights_are_sent_as_where_gradients_are_compressed(client, run_name):
+    params = {"w": jnp.array([1.0 + 2.0**-20])}  # of more bits than bfloat16 has
+    run = kedge.adapters.jax.create_run(client, run_name, params=params, optimizer=SGD, aggregation=ALONE)
+    with run.join(wire_dtype="int8", weights_dtype="float32") as worker:
+        assert worker.pull()["w"].tolist() == [1.0 + 2.0**-20]
+    with run.join(wire_dtype="int8") as worker:
+        assert worker.pull()["w"].tolist() == [1.0]
+
+
 def test_worker_in_numpy_and_one_in_jax_share_a_run(client, run_name):
     make = lambda array: {"z": array([1.0, 2.0]), "a": [array([3.0])]}  # noqa: E731
     in_jax = kedge.adapters.jax.get_or_create_run(

@@ -238,6 +238,14 @@ def test_values_too_great_for_int8_are_sent_as_they_are_not():
     assert encoding.residual.tolist() == [0]
 
 
+def test_signs_of_great_values_are_sent_once():
+    encoding = feedback("sign")
+    send(encoding, [np.array([1.0, 3.0], np.float32)])
+    assert encoding.residual.tolist() == [-1, 1]
+    assert send(encoding, [np.full(2, 2.0**125, np.float32)]) == [2**125] * 2
+    assert encoding.residual.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("wire_dtype", WIRE_DTYPES, ids=str)
 def test_gradients_of_16_bits_are_taken_as_float32(wire_dtype, dtype):

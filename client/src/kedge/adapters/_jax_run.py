@@ -29,11 +29,18 @@ class JaxRun:
         name: str | None = None,
         *,
         wire_dtype: str | TopK = "float32",
+        weights_dtype: str | None = None,
         transport: str = "auto",
         lease_seconds: float | None = None,
     ) -> "JaxWorker":
         """Joins as a worker, as `Run.join` does and with its arguments."""
-        worker = self.run.join(name, wire_dtype=wire_dtype, transport=transport, lease_seconds=lease_seconds)
+        worker = self.run.join(
+            name,
+            wire_dtype=wire_dtype,
+            weights_dtype=weights_dtype,
+            transport=transport,
+            lease_seconds=lease_seconds,
+        )
         return JaxWorker(worker, self._structure)
 
     def pull(

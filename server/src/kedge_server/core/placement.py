@@ -20,6 +20,9 @@ DeviceCount = int | Literal["all"] | None
 class Transfer(Protocol):
     """How arrays get to a device and back."""
 
+    is_shared: bool
+    """Whether what `to_host` gives is the array's own memory."""
+
     def gradient(self, view: np.ndarray, device: jax.Device) -> HostOrDevice:
         """A range of a gradient for an update on this device. Not to be overwritten before that is complete."""
         ...
@@ -35,6 +38,8 @@ class Transfer(Protocol):
 
 class SharedMemory:
     """On the CPU a device's memory is the host's: nothing is copied."""
+
+    is_shared = True
 
     def gradient(self, view: np.ndarray, device: jax.Device) -> HostOrDevice:  # noqa: ARG002 - of the protocol
         """The view itself."""
@@ -53,6 +58,8 @@ class SharedMemory:
 
 class Staged:
     """Elsewhere: by way of pinned host memory, which a device reads by itself while others of its blocks compute."""
+
+    is_shared = False
 
     def gradient(self, view: np.ndarray, device: jax.Device) -> HostOrDevice:
         """A copy on the device. May still be on its way."""

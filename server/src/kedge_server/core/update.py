@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from kedge_server.core.placement import HostOrDevice, Placement
 from kedge_server.core.plan import BlockPlan, Plan, Shape
 from kedge_server.core.rules import State, StepScalars, rule_of
 from kedge_server.core.values import MEAN, Combine
+from kedge_server.core.views import Views
 
 _KEPT_KERNELS = 16
 """Kinds of compiled code that are kept for a next run when no run has them. Each takes some megabytes."""
@@ -100,7 +100,7 @@ class Program:
         self._spec = plan.spec
         self._placement = placement or Placement.of()
         self._dealt = self._placement.deal(plan.blocks)
-        self._views: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
+        self._views = Views(self._placement.transfer.to_host)
         self._kernels = [
             _kernels(_Kind(plan.spec.rule, block.shape, block.is_padded, plan.spec.alpha)) for block in plan.blocks
         ]
@@ -195,9 +195,9 @@ class Program:
         """
         arrays: dict[str, np.ndarray] = {}
         for number, block in enumerate(blocks):
-            arrays[f"fast.{number:05}"] = self._view(block.weights)
+            arrays[f"fast.{number:05}"] = self._views.of(block.weights)
             if block.slow is not None and block.slow is not block.weights:
-                arrays[f"slow.{number:05}"] = self._view(block.slow)
+                arrays[f"slow.{number:05}"] = self._views.of(block.slow)
             for leaf_number, leaf in enumerate(jax.tree.leaves(block.state)):
                 arrays[f"state.{number:05}.{leaf_number}"] = self._placement.transfer.to_host(leaf).copy()
         return arrays
@@ -238,13 +238,7 @@ class Program:
 
         For as long as anyone has one of them, or a view of it, no step writes to its memory.
         """
-        return tuple(self._view(array)[: block.size] for array, block in zip(arrays, self.plan.blocks, strict=True))
-
-    def _view(self, array: jax.Array) -> np.ndarray:
-        view = self._views.get(id(array))
-        if view is None:
-            view = self._views[id(array)] = self._placement.transfer.to_host(array)
-        return view
+        return tuple(self._views.of(array)[: block.size] for array, block in zip(arrays, self.plan.blocks, strict=True))
 
     def _device(self, number: int) -> jax.Device:
         return self._placement.devices[self._dealt[number]]
@@ -308,7 +302,7 @@ class Program:
         XLA would not write to one that somebody reads, but copy it first, which costs more than a new one.
         """
         for at, spare in enumerate(state.spares):
-            if id(spare) not in self._views:
+            if not (self._placement.transfer.is_shared and self._views.is_read(spare)):
                 return spare, state.spares[:at] + state.spares[at + 1 :]
         return jnp.zeros_like(state.weights), state.spares
 

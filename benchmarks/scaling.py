@@ -43,9 +43,14 @@ def measure_point(transport: Channel, parameter_count: int, worker_count: int) -
     """Measures on a server of its own, so that the memory is of this run alone."""
     steps = max(5, min(100, 20_000_000 // (parameter_count * worker_count)))
     plan = Plan(f"flat:{parameter_count}", worker_count, "float32", steps, 5, transport=transport, has_lookahead=True)
-    with server() as address, PeakMemory(psutil.Process().children()[0].pid) as memory:
+    with server() as address, PeakMemory(_server_pid()) as memory:
         timing = measure(address, plan)
     return Point(transport, parameter_count, worker_count, timing.milliseconds(0.5), memory.peak_bytes)
+
+
+def _server_pid() -> int:
+    # Python's own helper of worker processes is a child, too.
+    return next(child.pid for child in psutil.Process().children() if "kedge-server" in " ".join(child.cmdline()))
 
 
 class PeakMemory:

@@ -9,11 +9,12 @@ on one processor, so run it again.
 """
 
 import argparse
+import multiprocessing
 import os
 import resource
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -142,12 +143,22 @@ def main() -> None:
     parser.add_argument("--elements", default="25557032,124439808", help="ResNet-50's and GPT-2's unless given")
     parser.add_argument("--repetitions", type=int, default=15)
     arguments = parser.parse_args()
-    keep_freed_memory(arena_count=1)  # as the server does
     print("| optimizer | parameters | ms | CPU ms | bytes a parameter | limit ms | copy GB/s | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for element_count in map(int, arguments.elements.split(",")):
         for case in CASES:
-            print(row(case, element_count, arguments.repetitions), flush=True)
+            print(_in_a_process_of_its_own(case, element_count, arguments.repetitions), flush=True)
+
+
+def _as_the_server() -> None:
+    keep_freed_memory(arena_count=1)
+
+
+def _in_a_process_of_its_own(case: Case, element_count: int, repetition_count: int) -> str:
+    """A line of the table, from a process that holds nothing of the lines before."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_as_the_server) as process:
+        return process.submit(row, case, element_count, repetition_count).result()
 
 
 if __name__ == "__main__":

@@ -190,3 +190,18 @@ def test_server_that_is_elsewhere_is_an_error_with_its_cause_and_leaves_nothing(
 def test_systems_without_such_memory_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert "darwin" in refused(lambda: Offer(NAME, TICKET))
+
+
+def test_weights_that_a_forked_process_has_are_never_written_to(taker: Taker) -> None:
+    memory = LentMemory(MANIFEST, taker.offer)
+    place = memory.room()
+    held = memory.take(place)
+    child = os.fork()
+    if not child:
+        os._exit(0)  # what matters is that it could have kept the weights
+    os.waitpid(child, 0)
+    del held
+    gc.collect()
+    others = {memory.room() for _ in range(3)}
+    assert place not in others
+    assert others != {memory.gradient}  # the other one was in nobody's hands

@@ -43,18 +43,27 @@ class Range(NamedTuple):
 
 
 class WeightsSlot:
-    """A place for weights. What was taken out of it keeps it in use as long as anything made of it without a copy."""
+    """A place for weights. What was taken out of it keeps it in use as long as anything made of it without a copy.
+
+    A process that is forked meanwhile has it, too, and nobody knows for how long: then it is in use for good.
+    """
 
     def __init__(self, pages: mmap.mmap, place: Range) -> None:
         self._pages = pages
         self._is_touched = False
         self._taken: weakref.ref[np.ndarray] | None = None
+        self._is_forked = False
         self.place = place
+        _slots.add(self)
 
     @property
     def is_free(self) -> bool:
         """Whether nobody refers to what was taken out of it."""
-        return self._taken is None or self._taken() is None
+        return not self._is_forked and (self._taken is None or self._taken() is None)
+
+    def note_fork(self) -> None:
+        """Takes note that another process is about to have what this one has."""
+        self._is_forked = not self.is_free
 
     def touch(self) -> None:
         """Lets the system fill its pages in: the account is whose process comes first, and this one's it shall be."""
@@ -68,6 +77,18 @@ class WeightsSlot:
         flat = np.frombuffer(self._pages, np.float32, self.place.size_bytes // 4, self.place.offset)
         self._taken = weakref.ref(flat)
         return flat
+
+
+_slots: weakref.WeakSet[WeightsSlot] = weakref.WeakSet()
+
+
+def _note_fork() -> None:
+    for slot in list(_slots):
+        slot.note_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_note_fork)
 
 
 class LentMemory:

@@ -37,9 +37,13 @@ class Copies:
         Returns:
             What the values of the copy are.
         """
-        if source.nbytes <= _INLINE_BYTES:
-            return _taken(source, gradient.array)
-        copying = asyncio.get_running_loop().run_in_executor(self._threads, _taken, source, gradient.array)
+        try:
+            if source.nbytes <= _INLINE_BYTES:
+                return _taken(source, gradient.array)
+            copying = asyncio.get_running_loop().run_in_executor(self._threads, _taken, source, gradient.array)
+        except BaseException:
+            gradient.release()
+            raise
         try:
             return await asyncio.shield(copying)
         except BaseException:

@@ -208,7 +208,65 @@ def _cuts(size_bytes: int, chunk_bytes: int, first_chunk_bytes: int) -> list[int
     return cuts
 
 
-class FlatDecoder:
+class ChunkSequence:
+    """What holds for the chunks of every stream: they are in order and touch, and the trailer's sum is theirs.
+
+    Args:
+        size_bytes: of all of them together.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self._position = 0
+        self._crc32c = 0
+        self.size_bytes = size_bytes
+
+    def finish(self, crc32c: int) -> None:
+        """Takes the trailer.
+
+        Raises:
+            KedgeError: SIZE_MISMATCH or CHECKSUM_MISMATCH.
+        """
+        if self._position != self.size_bytes:
+            raise KedgeError(
+                "SIZE_MISMATCH",
+                f"the stream ended after {self._position} of {self.size_bytes} bytes: send every chunk",
+                expected=self.size_bytes,
+                got=self._position,
+            )
+        if self._crc32c != crc32c:
+            raise KedgeError(
+                "CHECKSUM_MISMATCH",
+                f"the chunks have CRC-32C {self._crc32c:08x}, the trailer says {crc32c:08x}: send them again",
+                expected=f"{crc32c:08x}",
+                got=f"{self._crc32c:08x}",
+            )
+
+    def _note(self, chunk: Chunk) -> None:
+        """Takes a chunk that was checked into account."""
+        self._crc32c = google_crc32c.extend(self._crc32c, np.frombuffer(chunk.data, np.uint8))
+        self._position += len(chunk.data)
+
+    def _check_place(self, chunk: Chunk) -> None:
+        """Refuses what reaches beyond the end, or does not begin where the last chunk ended."""
+        offset, length = chunk.offset, len(chunk.data)
+        if offset + length > self.size_bytes:
+            raise KedgeError(
+                "CHUNK_OUT_OF_RANGE",
+                f"a chunk of {length} bytes at offset {offset} reaches beyond the {self.size_bytes} bytes declared",
+                offset=offset,
+                size_bytes=self.size_bytes,
+            )
+        if offset != self._position:
+            reason = "CHUNK_OVERLAP" if offset < self._position else "CHUNK_GAP"
+            raise KedgeError(
+                reason,
+                f"a chunk begins at offset {offset}, expected {self._position}: send them in order, no gap, no overlap",
+                offset=offset,
+                expected=self._position,
+            )
+
+
+class FlatDecoder(ChunkSequence):
     """Puts the chunks of one stream into a float32 array, and checks every one.
 
     Args:
@@ -223,9 +281,7 @@ class FlatDecoder:
     def __init__(self, out: np.ndarray, *, dtype: str, size_bytes: int) -> None:
         self._out = out
         self._dtype = DTYPES[dtype]
-        self._position = 0
-        self._crc32c = 0
-        self.size_bytes = out.size * self._dtype.itemsize
+        super().__init__(out.size * self._dtype.itemsize)
         if size_bytes != self.size_bytes:
             raise KedgeError(
                 "SIZE_MISMATCH",
@@ -249,30 +305,8 @@ class FlatDecoder:
         begin = chunk.offset // itemsize
         target = self._out[begin : begin + len(chunk.data) // itemsize]
         target[:] = np.frombuffer(chunk.data, self._dtype)
-        self._crc32c = google_crc32c.extend(self._crc32c, np.frombuffer(chunk.data, np.uint8))
-        self._position += len(chunk.data)
+        self._note(chunk)
         return target
-
-    def finish(self, crc32c: int) -> None:
-        """Takes the trailer.
-
-        Raises:
-            KedgeError: SIZE_MISMATCH or CHECKSUM_MISMATCH.
-        """
-        if self._position != self.size_bytes:
-            raise KedgeError(
-                "SIZE_MISMATCH",
-                f"the stream ended after {self._position} of {self.size_bytes} bytes: send every chunk",
-                expected=self.size_bytes,
-                got=self._position,
-            )
-        if self._crc32c != crc32c:
-            raise KedgeError(
-                "CHECKSUM_MISMATCH",
-                f"the chunks have CRC-32C {self._crc32c:08x}, the trailer says {crc32c:08x}: send them again",
-                expected=f"{crc32c:08x}",
-                got=f"{self._crc32c:08x}",
-            )
 
     def _check(self, chunk: Chunk) -> None:
         offset, length = chunk.offset, len(chunk.data)
@@ -283,18 +317,4 @@ class FlatDecoder:
                 "and the length more than 0",
                 offset=offset,
             )
-        if offset + length > self.size_bytes:
-            raise KedgeError(
-                "CHUNK_OUT_OF_RANGE",
-                f"a chunk of {length} bytes at offset {offset} reaches beyond the {self.size_bytes} bytes declared",
-                offset=offset,
-                size_bytes=self.size_bytes,
-            )
-        if offset != self._position:
-            reason = "CHUNK_OVERLAP" if offset < self._position else "CHUNK_GAP"
-            raise KedgeError(
-                reason,
-                f"a chunk begins at offset {offset}, expected {self._position}: send them in order, no gap, no overlap",
-                offset=offset,
-                expected=self._position,
-            )
+        self._check_place(chunk)

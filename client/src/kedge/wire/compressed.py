@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 
 from kedge import optim
-from kedge.wire.codec import CHUNK_BYTES, Chunk, FlatDecoder, FlatEncoder, chunk_prefix
+from kedge.wire.codec import CHUNK_BYTES, Chunk, ChunkSequence, FlatDecoder, FlatEncoder, chunk_prefix
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import DTYPES
 
@@ -154,7 +154,7 @@ class PlainDecoder(FlatDecoder):
         return iter(())
 
 
-class RecordDecoder:
+class RecordDecoder(ChunkSequence):
     """Puts the records of one stream into a float32 array, and checks every one.
 
     Args:
@@ -169,11 +169,9 @@ class RecordDecoder:
 
     def __init__(self, out: np.ndarray, *, size_bytes: int) -> None:
         check_size(self.dtype, size_bytes, out.size)
+        super().__init__(size_bytes)
         self._out = out
         self._filled = 0
-        self._position = 0
-        self._crc32c = 0
-        self.size_bytes = size_bytes
 
     def pieces(self, chunk: Chunk) -> Iterator[np.ndarray]:
         """Takes the next chunk, a piece at a time: whoever has other things to do may do them in between.
@@ -186,35 +184,12 @@ class RecordDecoder:
                 that no value is written as.
         """
         self._check(chunk)
-        raw = np.frombuffer(chunk.data, np.uint8)
-        self._crc32c = google_crc32c.extend(self._crc32c, raw)
-        self._position += raw.size
-        yield from self._decode(raw)
+        self._note(chunk)
+        yield from self._decode(np.frombuffer(chunk.data, np.uint8))
 
     def rest(self) -> Iterator[np.ndarray]:
         """Fills what no record is about, once all chunks are in. As `pieces`."""
         return iter(())
-
-    def finish(self, crc32c: int) -> None:
-        """Takes the trailer.
-
-        Raises:
-            KedgeError: SIZE_MISMATCH or CHECKSUM_MISMATCH.
-        """
-        if self._position != self.size_bytes:
-            raise KedgeError(
-                "SIZE_MISMATCH",
-                f"the stream ended after {self._position} of {self.size_bytes} bytes: send every chunk",
-                expected=self.size_bytes,
-                got=self._position,
-            )
-        if self._crc32c != crc32c:
-            raise KedgeError(
-                "CHECKSUM_MISMATCH",
-                f"the chunks have CRC-32C {self._crc32c:08x}, the trailer says {crc32c:08x}: send them again",
-                expected=f"{crc32c:08x}",
-                got=f"{self._crc32c:08x}",
-            )
 
     def _decode(self, raw: np.ndarray) -> Iterator[np.ndarray]:
         raise NotImplementedError
@@ -226,13 +201,6 @@ class RecordDecoder:
 
     def _check(self, chunk: Chunk) -> None:
         offset, length, record = chunk.offset, len(chunk.data), record_bytes(self.dtype)
-        if offset + length > self.size_bytes:
-            raise KedgeError(
-                "CHUNK_OUT_OF_RANGE",
-                f"a chunk of {length} bytes at offset {offset} reaches beyond the {self.size_bytes} bytes declared",
-                offset=offset,
-                size_bytes=self.size_bytes,
-            )
         if not length or offset % record or (length % record and offset + length < self.size_bytes):
             raise KedgeError(
                 "CHUNK_MISALIGNED",
@@ -240,14 +208,7 @@ class RecordDecoder:
                 f"which has {record} bytes, and must not be empty",
                 offset=offset,
             )
-        if offset != self._position:
-            reason = "CHUNK_OVERLAP" if offset < self._position else "CHUNK_GAP"
-            raise KedgeError(
-                reason,
-                f"a chunk begins at offset {offset}, expected {self._position}: send them in order, no gap, no overlap",
-                offset=offset,
-                expected=self._position,
-            )
+        self._check_place(chunk)
 
 
 class _ScaledDecoder(RecordDecoder):

@@ -113,8 +113,7 @@ class Coordinator:
         Raises:
             KedgeError: WORKER_NOT_FOUND, LEASE_EXPIRED, WORKER_SUPERSEDED or WORKER_EVICTED.
         """
-        if self._expire(now_seconds):
-            self.advance(now_seconds)
+        self._catch_up(now_seconds)
         lease = self.leases.find(worker_id, epoch)
         self.leases.require_live(lease)
         self.leases.renew(lease, now_seconds)
@@ -156,8 +155,7 @@ class Coordinator:
         Raises:
             KedgeError: QUEUE_FULL; see `admission.check_header`, `LeaseTable.find`, `Ledger.find`.
         """
-        if self._expire(now_seconds):
-            self.advance(now_seconds)
+        self._catch_up(now_seconds)
         lease = self.leases.find(header.worker_id, header.epoch)
         if lease.ledger.find(header.sequence) is not None:
             return True
@@ -174,7 +172,7 @@ class Coordinator:
         Raises:
             KedgeError: see `check`. Nothing was changed.
         """
-        self.advance(now_seconds)
+        self._catch_up(now_seconds)
         header = contribution.header
         lease = self.leases.find(header.worker_id, header.epoch)
         known = lease.ledger.find(header.sequence)
@@ -332,26 +330,31 @@ class Coordinator:
         """Does what time, membership and contributions have made due. Every change ends with it."""
         self._expire(now_seconds)
         self._cohort.gather(self.leases, self.policy, now_seconds)
-        decision = self.decide(now_seconds)
+        facts = self._facts()
+        decision = rounds.decide(now_seconds, facts, self.policy)
         if decision.close and self._round.contributions:
             self._end_round(decision)
-            decision = self.decide(now_seconds)
+            facts = self._facts()
+            decision = rounds.decide(now_seconds, facts, self.policy)
         # Only now: what the last worker that went had contributed is a round of a formed run.
         self._cohort.disperse(self.leases)
         self._cohort.note_slowest(self.leases, self.closed_step)
-        self._say_what_is_missing()
+        self._say_what_is_missing(facts)
         moments = [self.leases.next_expiry_seconds, decision.look_again_at_seconds]
         self.due_at_seconds = min((moment for moment in moments if moment is not None), default=None)
 
-    def _expire(self, now_seconds: float) -> bool:
-        expired = self.leases.expire(now_seconds)
-        for lease in expired:
+    def _catch_up(self, now_seconds: float) -> None:
+        """Does what time alone has made due since the last change."""
+        if self.due_at_seconds is not None and now_seconds >= self.due_at_seconds:
+            self.advance(now_seconds)
+
+    def _expire(self, now_seconds: float) -> None:
+        for lease in self.leases.expire(now_seconds):
             self._commit(Ended(lease.worker_id, lease.epoch))
             self._end_evicted(lease, "LEASE_EXPIRED", f"its lease of {lease.duration_seconds:g} s ran out")
-        return bool(expired)
 
-    def _say_what_is_missing(self) -> None:
-        missing = rounds.missing_workers(self._facts(), self.policy)
+    def _say_what_is_missing(self, facts: rounds.RoundFacts) -> None:
+        missing = rounds.missing_workers(facts, self.policy)
         if missing and missing != self._missing_workers:
             self._tell("waiting", message=missing)
         self._missing_workers = missing

@@ -168,6 +168,8 @@ def missing_workers(facts: RoundFacts, policy: Policy) -> str:
         missing, needs = policy.quorum - facts.live_count, f"the quorum is {policy.quorum}"
     else:
         least, fit_count = smallest_cohort(policy), facts.live_count - facts.unfit_count
+        if fit_count >= least:
+            return ""
         missing = next(
             more
             for more in range(least + 1)

@@ -1,6 +1,7 @@
 """Time, injected: the engine reads it and is woken by it only through here."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -32,7 +33,7 @@ class LoopClock:
 
 
 class Alarm:
-    """Calls back at a moment that may be moved.
+    """Calls back at a moment that may be moved. Moving it on costs nothing: it looks again when it would have called.
 
     Args:
         clock: the time.
@@ -43,17 +44,27 @@ class Alarm:
         self._clock = clock
         self._callback = callback
         self._at_seconds: float | None = None
+        self._looks_at_seconds = math.inf
         self._cancel: Callable[[], None] = lambda: None
 
     def set(self, at_seconds: float | None) -> None:
         """Moves it; None: it does not call."""
-        if at_seconds == self._at_seconds:
-            return
-        self._cancel()
-        self._at_seconds, self._cancel = at_seconds, lambda: None
-        if at_seconds is not None:
-            self._cancel = self._clock.call_at(at_seconds, self._ring)
+        self._at_seconds = at_seconds
+        if at_seconds is None:
+            self._look_at(math.inf)
+        elif at_seconds < self._looks_at_seconds:
+            self._look_at(at_seconds)
 
-    def _ring(self) -> None:
-        self._at_seconds = None
-        self._callback()
+    def _look_at(self, at_seconds: float) -> None:
+        self._cancel()
+        self._looks_at_seconds, self._cancel = at_seconds, lambda: None
+        if at_seconds < math.inf:
+            self._cancel = self._clock.call_at(at_seconds, self._look)
+
+    def _look(self) -> None:
+        looked_at, self._looks_at_seconds = self._looks_at_seconds, math.inf
+        if self._at_seconds is not None and self._at_seconds > looked_at:
+            self._look_at(self._at_seconds)
+        else:
+            self._at_seconds = None
+            self._callback()

@@ -1,5 +1,6 @@
 """What callers are told of their contributions: once it is known, and as durable as the run's level asks for."""
 
+from kedge.policies import Buffered
 from kedge_server.core.commits import Held
 from kedge_server.core.coordinator import Coordinator
 from kedge_server.core.values import PushResult
@@ -36,8 +37,8 @@ class Outcomes:
             if contribution.result.outcome != "applied":
                 await self._store.acknowledge()
             return contribution.result
-        is_buffered = self._coordinator.decide(self._clock.now()).reason == "BUFFERED"
         if contribution.is_held:
+            is_buffered = isinstance(self._coordinator.policy, Buffered)
             await within(contribution.closed, 0 if is_buffered else wait_seconds)
         if contribution.is_held and not contribution.outcome.done():
             deferred = self._deferred(contribution)

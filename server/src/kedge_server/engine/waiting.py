@@ -8,7 +8,8 @@ async def within(event: asyncio.Event, wait_seconds: float | None) -> bool:
     if wait_seconds is not None and wait_seconds <= 0:
         return event.is_set()
     try:
-        await asyncio.wait_for(event.wait(), wait_seconds)
+        async with asyncio.timeout(wait_seconds):
+            await event.wait()
     except TimeoutError:
         return False
     return True

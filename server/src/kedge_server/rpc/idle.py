@@ -22,11 +22,14 @@ class IdleStreams:
         Raises:
             KedgeError: SERVER_DRAINING, when `end` is called meanwhile.
         """
+        waiting = self._interruptible()
         try:
-            async with self._interruptible():
+            async with waiting:
                 return await anext(requests, None)
         except TimeoutError:
             raise KedgeError("SERVER_DRAINING", "the server is shutting down: open the stream again later") from None
+        finally:
+            self._waiting.discard(waiting)
 
     @contextlib.asynccontextmanager
     async def upload(self, uploader: Hashable) -> AsyncIterator[None]:
@@ -37,20 +40,20 @@ class IdleStreams:
         """
         if uploader in self._uploads:
             _expire(self._uploads[uploader])
+        waiting = self._uploads[uploader] = self._interruptible()
         try:
-            async with self._interruptible() as waiting:
-                self._uploads[uploader] = waiting
-                try:
-                    yield
-                finally:
-                    if self._uploads.get(uploader) is waiting:
-                        del self._uploads[uploader]
+            async with waiting:
+                yield
         except TimeoutError:
             if self._has_ended:
                 raise KedgeError("SERVER_DRAINING", "the server is shutting down: send it again later") from None
             raise KedgeError(
                 "UPLOAD_STALLED", "the worker began another upload: this one was left unfinished", idle_seconds=0
             ) from None
+        finally:
+            self._waiting.discard(waiting)
+            if self._uploads.get(uploader) is waiting:
+                del self._uploads[uploader]
 
     def end(self) -> None:
         """Ends the streams that wait now, and those that come to wait."""
@@ -58,14 +61,11 @@ class IdleStreams:
         for waiting in list(self._waiting):
             _expire(waiting)
 
-    @contextlib.asynccontextmanager
-    async def _interruptible(self) -> AsyncIterator[asyncio.Timeout]:
-        async with asyncio.timeout(0 if self._has_ended else None) as waiting:
-            self._waiting.add(waiting)
-            try:
-                yield waiting
-            finally:
-                self._waiting.discard(waiting)
+    def _interruptible(self) -> asyncio.Timeout:
+        """What `end` ends; to be entered at once, and discarded when it is left."""
+        waiting = asyncio.timeout(0 if self._has_ended else None)
+        self._waiting.add(waiting)
+        return waiting
 
 
 def _expire(waiting: asyncio.Timeout) -> None:

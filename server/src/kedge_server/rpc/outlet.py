@@ -35,7 +35,7 @@ class Outlet:
         self._metadata = metadata
         self._context = context
         self._idle_seconds = idle_seconds
-        self._patience: asyncio.Timeout | None = None
+        self._sending: asyncio.Timeout | None = None
         self._is_dropped = False
 
     @staticmethod
@@ -50,35 +50,44 @@ class Outlet:
             KedgeError: READER_STALLED, or what the method raises.
         """
         _of_this_call.set(self)
-        async with contextlib.aclosing(messages):
-            # By itself, since together with a first message that is not taken it would keep a status from being sent.
-            await self._send(self._context.send_initial_metadata, self._metadata)
-            async for message in messages:
-                await self._send(self._context.write, message)
-
-    async def _send(self, operation: Callable[[Any], Awaitable[None]], argument: object) -> None:
-        if self._is_dropped or not await self._is_taken(operation, argument):
+        if not await self._all_are_taken(messages):
             # Raised here, where no traceback is chained to it that would keep what was read alive.
             raise self._stalled()
 
-    async def _is_taken(self, operation: Callable[[Any], Awaitable[None]], argument: object) -> bool:
+    async def _all_are_taken(self, messages: AsyncGenerator[Answer, None]) -> bool:
+        patience = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(self._idle_seconds) as self._patience:
-                await operation(argument)
+            async with contextlib.aclosing(messages), patience:
+                # By itself, since with a first message that is not taken it would keep a status from being sent.
+                await self._send(patience, self._context.send_initial_metadata, self._metadata)
+                async for message in messages:
+                    await self._send(patience, self._context.write, message)
         except TimeoutError:
+            if not (self._is_dropped or patience.expired()):
+                raise
             return False
         except grpc.aio.InternalError:  # the peer has gone, and there is nobody to tell
             raise asyncio.CancelledError from None
-        finally:
-            self._patience = None
         return True
+
+    async def _send(
+        self, patience: asyncio.Timeout, operation: Callable[[Any], Awaitable[None]], argument: object
+    ) -> None:
+        """Sends one message. The patience runs only meanwhile: what a method waits for is its own affair."""
+        if self._is_dropped:
+            raise TimeoutError
+        patience.reschedule(asyncio.get_running_loop().time() + self._idle_seconds)
+        self._sending = patience
+        await operation(argument)
+        self._sending = None
+        patience.reschedule(None)
 
     def drop(self) -> None:
         """Ends the call as if its reader had stalled."""
         self._is_dropped = True
-        if self._patience is not None:
+        if self._sending is not None:
             with contextlib.suppress(RuntimeError):  # it is expiring already
-                self._patience.reschedule(0)
+                self._sending.reschedule(0)
 
     def _stalled(self) -> KedgeError:
         what = (

@@ -98,11 +98,7 @@ class LocalServer:
         return state
 
     async def _lent_buffer_count(self) -> int:
-        pool = self.registry.staging
-        sizes = {run.config.manifest.element_count for run in self.registry.list()}
-        assert len(sizes) == 1, "buffers are counted where all runs are of one size"
-        (size,) = sizes
-        return pool._held_bytes // (4 * size) - len(pool._free[size])
+        return sum(self.registry.staging._lent_counts.values())
 
     def __enter__(self) -> Self:
         return self

@@ -61,9 +61,9 @@ async def test_buffer_is_given_back_only_when_nothing_writes_to_it(monkeypatch: 
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
-    assert pool.acquire(700_001).array is not buffer.array
+    assert pool.acquire(700_001).padded is not buffer.padded
 
     go_on.set()
     async with asyncio.timeout(30):
-        while not any(free is buffer.array for free in pool._free[700_001]):
+        while not any(free is buffer.padded for free in pool._free[700_001]):
             await asyncio.sleep(0.01)

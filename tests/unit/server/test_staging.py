@@ -19,14 +19,20 @@ def test_buffer_is_float32_of_its_length_and_aligned_for_jax() -> None:
     assert array.ctypes.data % 64 == 0
 
 
+def test_buffer_may_have_room_beyond_its_elements() -> None:
+    buffer = StagingPool(1 << 20).account(1000, 1, padded_count=4096).acquire()
+    assert (buffer.array.shape, buffer.padded.shape) == ((1000,), (4096,))
+    assert buffer.array.ctypes.data == buffer.padded.ctypes.data
+
+
 def test_released_buffer_is_lent_again() -> None:
     pool = StagingPool(1 << 20)
     first = pool.acquire(10)
-    array = first.array
+    padded = first.padded
     first.release()
     first.release()
-    assert pool.acquire(10).array is array
-    assert pool.acquire(10).array is not array, "releasing twice puts nothing into the pool twice"
+    assert pool.acquire(10).padded is padded
+    assert pool.acquire(10).padded is not padded, "releasing twice puts nothing into the pool twice"
 
 
 def test_over_the_limit_is_refused_with_a_delay_and_possible_after_a_release() -> None:

@@ -60,6 +60,16 @@ class Plan(NamedTuple):
     block_elements: int
     """What it was cut with."""
 
+    @property
+    def element_count(self) -> int:
+        """The elements of the state."""
+        return self.blocks[-1].stop if self.blocks else 0
+
+    @property
+    def padded_count(self) -> int:
+        """Where the arrays of the last block end, in elements."""
+        return self.blocks[-1].start + self.blocks[-1].length if self.blocks else 0
+
 
 def plan(
     spec: optim.UpdateSpec, manifest: Manifest, *, groups: Sequence[optim.Group] = (), block_elements: int

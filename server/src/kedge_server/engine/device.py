@@ -146,7 +146,7 @@ class Writer:
         self._step += 1
         self._lookahead_sync_count += self._spec.ends_sync_period(self._step)
         if len(gradients) == 1 and factors[0] == 1:
-            on_combined(gradients)
+            on_combined([gradients[0][: self._program.plan.element_count]])
             parts: Iterable[Parts] = self._program.parts(gradients, factors, combine)
         else:
             parts, host = self._program.combined(gradients, factors, combine)
@@ -167,7 +167,8 @@ class Writer:
         """Applies one round and waits for it: afterwards the gradients may be overwritten.
 
         Args:
-            gradients: one for each contribution, float32, flat.
+            gradients: one for each contribution, float32, flat; longer than the state, by what its last block is padded
+                with, if that is not to be copied.
             factors: what each is multiplied with: for the mean its share too, else its scale alone.
             values: the hyperparameters of the step, for each parameter group.
             combine: what is done with the products. The round has its `required_count` at least.

@@ -135,7 +135,7 @@ class Pipeline:
         closed = job.round
         held = closed.in_order()
         factors = rounds.factors([c.header.example_count for c in held], [c.staleness for c in held], closed.policy)
-        gradients = [pending(c).gradient.array for c in held]
+        gradients = [pending(c).gradient.padded for c in held]
         combine = rounds.combination(closed.policy, len(held))
         apply = self._writer.apply
         if self._store.keeps_gradients:

@@ -27,7 +27,7 @@ from kedge_server.engine.clock import Clock, LoopClock
 from kedge_server.engine.device import DeviceThread, Writer, default_block_elements
 from kedge_server.engine.durability import FoundRun, MemoryStore, RunStore, Storage
 from kedge_server.engine.limits import Limits
-from kedge_server.engine.recovery import recover, writer_of
+from kedge_server.engine.recovery import plan_of, recover, writer_of
 from kedge_server.engine.run import RunEngine
 from kedge_server.engine.run_state import RunUpdate
 from kedge_server.engine.snapshots import Snapshot
@@ -137,7 +137,7 @@ class Registry:
         if image.config.durability == "checkpoint":
             # What the workers have sent since the checkpoint is lost: they begin new epochs.
             image.leases.end_all()
-        account = self.staging.account(image.config.manifest.element_count, round_size(image.policy))
+        account = self._account(image.config, image.policy)
         held = {key: _lent(account, gradient) for key, gradient in recovered.held.items()}
         snapshot = await self._device.run(writer.snapshot)
         run = self._make_engine(image, writer, snapshot, store=found.resume(image), held=held)
@@ -160,6 +160,10 @@ class Registry:
     def list(self) -> list[RunEngine]:
         """All runs, by name."""
         return [self._runs[name] for name in sorted(self._runs)]
+
+    def _account(self, config: RunConfig, policy: Policy) -> StagingAccount:
+        padded_count = plan_of(config).padded_count
+        return self.staging.account(config.manifest.element_count, round_size(policy), padded_count=padded_count)
 
     def lend(self, run: RunEngine) -> StagingBuffer:
         """A buffer for a gradient of a run.
@@ -314,7 +318,7 @@ class Registry:
             assert self._storage is not None, "it was asked for before"
             store = await self._storage.create(created, [arrays[spec.name] for spec in created.arrays])
         run = self._runs[config.name] = self._make_engine(image, writer, snapshot, store=store, held={})
-        self._accounts[run] = self.staging.account(config.manifest.element_count, round_size(created.policy))
+        self._accounts[run] = self._account(config, created.policy)
         return run
 
     def _durability(self, wanted: Durability | None) -> Durability:
@@ -339,7 +343,8 @@ class Registry:
 
     async def _delete(self, name: str) -> None:
         run = self.get(name)
-        del self._runs[name], self._accounts[run]
+        del self._runs[name]
+        account = self._accounts.pop(run)
         run.end(_not_found(name))
         ended = self._creating[name] = asyncio.get_running_loop().create_future()
         try:
@@ -347,7 +352,7 @@ class Registry:
         finally:
             del self._creating[name]
             ended.set_result(None)
-        self.staging.drop_free(run.config.manifest.element_count)
+        self.staging.drop_free(account.padded_count)
 
     def take_due_checkpoints(self) -> None:
         """Begins the checkpoints that time has made due. To be called now and then."""

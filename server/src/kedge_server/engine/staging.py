@@ -20,16 +20,22 @@ _RETRY_AFTER_SECONDS = 0.5
 
 
 class StagingBuffer:
-    """A float32 array on loan from the pool."""
+    """A float32 array on loan from the pool.
 
-    def __init__(self, array: np.ndarray, account: "StagingAccount") -> None:
-        self.array = array
+    Attributes:
+        array: of shape [element_count].
+        padded: the same and what the account has room for beyond it, of shape [padded_count].
+    """
+
+    def __init__(self, padded: np.ndarray, account: "StagingAccount") -> None:
+        self.padded = padded
+        self.array = padded[: account.element_count]
         self._account: StagingAccount | None = account
 
     def release(self) -> None:
         """Gives it back. Doing so again changes nothing."""
         if self._account is not None:
-            self._account._pool._take_back(self.array, self._account)
+            self._account._pool._take_back(self.padded, self._account)
             self._account = None
 
 
@@ -39,9 +45,10 @@ class StagingAccount:
     Made by `StagingPool.account`. An account that holds nothing costs nothing, and needs no closing.
     """
 
-    def __init__(self, pool: "StagingPool", element_count: int, claim_count: int) -> None:
+    def __init__(self, pool: "StagingPool", element_count: int, claim_count: int, padded_count: int) -> None:
         self._pool = pool
         self.element_count = element_count
+        self.padded_count = padded_count
         self.claim_count = claim_count
 
     def acquire(self) -> StagingBuffer:
@@ -65,7 +72,7 @@ class StagingAccount:
 
     @property
     def buffer_bytes(self) -> int:
-        """The size of one buffer."""
+        """The size of one buffer, as limits count it: without what it is padded with."""
         return 4 * self.element_count
 
 
@@ -82,27 +89,34 @@ class StagingPool:
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
         self._lent_counts: dict[StagingAccount, int] = {}
 
-    def account(self, element_count: int, claim_count: int) -> StagingAccount:
-        """An account for a run whose rounds hold so many buffers of so many elements before they give any back."""
-        return StagingAccount(self, element_count, claim_count)
+    def account(self, element_count: int, claim_count: int, *, padded_count: int | None = None) -> StagingAccount:
+        """An account for a run.
 
-    def acquire(self, element_count: int) -> StagingBuffer:
+        Args:
+            element_count: of a buffer.
+            claim_count: the buffers that its rounds hold before they give any back.
+            padded_count: the elements that a buffer has room for, so that a block which reaches beyond the gradient is
+                a view of it and no copy; None: no more than `element_count`.
+        """
+        return StagingAccount(self, element_count, claim_count, padded_count or element_count)
+
+    def acquire(self, element_count: int, *, padded_count: int | None = None) -> StagingBuffer:
         """Lends one buffer to somebody who needs no other, as for the initial weights of a run.
 
         Raises:
             KedgeError: STAGING_FULL.
         """
-        return self.account(element_count, 1).acquire()
+        return self.account(element_count, 1, padded_count=padded_count).acquire()
 
-    def drop_free(self, element_count: int) -> None:
+    def drop_free(self, padded_count: int) -> None:
         """Forgets the unused buffers of one size, when a run of that size ends."""
-        self._held_bytes -= sum(4 * array.size for array in self._free.pop(element_count, []))
+        self._held_bytes -= sum(4 * array.size for array in self._free.pop(padded_count, []))
 
     def _lend(self, account: StagingAccount) -> StagingBuffer:
         count = self._lent_counts.get(account, 0) + 1
         if not self._is_safe({**self._lent_counts, account: count}):
             raise self._full(f"a gradient of {account.buffer_bytes} bytes does not fit")
-        buffer = StagingBuffer(self._array(account.element_count), account)
+        buffer = StagingBuffer(self._array(account.padded_count), account)
         self._lent_counts[account] = count
         return buffer
 
@@ -129,13 +143,13 @@ class StagingPool:
             limit_bytes=self._limit_bytes,
         )
 
-    def _array(self, element_count: int) -> np.ndarray:
-        if self._free[element_count]:
-            return self._free[element_count].pop()
-        if self._held_bytes + 4 * element_count > self._limit_bytes:
+    def _array(self, padded_count: int) -> np.ndarray:
+        if self._free[padded_count]:
+            return self._free[padded_count].pop()
+        if self._held_bytes + 4 * padded_count > self._limit_bytes:
             for unused in list(self._free):
                 self.drop_free(unused)
-        array = _aligned(element_count)
+        array = _aligned(padded_count)
         self._held_bytes += array.nbytes
         return array
 

@@ -35,7 +35,7 @@ class RunServicer:
             plan = await self._registry.plan(new)
             upload = streams.Upload(requests, streams.Patience.of(self._registry.limits, header.size_bytes))
             await upload.begin()
-            weights = self._registry.staging.acquire(new.manifest.element_count)
+            weights = self._registry.staging.acquire(plan.element_count, padded_count=plan.padded_count)
             try:
                 await _read_weights(upload, header, weights.array)
             except BaseException:

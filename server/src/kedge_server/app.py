@@ -22,6 +22,7 @@ from kedge_server.rpc import services
 from kedge_server.rpc.calls import make_task
 from kedge_server.rpc.idle import IdleStreams
 from kedge_server.rpc.memory import MemoryDesk
+from kedge_server.security.access import Access
 from kedge_server.telemetry import logging
 
 _log = structlog.get_logger("kedge.app")
@@ -65,6 +66,7 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     asyncio.get_running_loop().set_task_factory(make_task)
     stop = _stop_on_signals()
     storage, generation = _storage(config)
+    access = _access(config)
     registry = Registry(
         limits(config),
         block_elements=config.device.block_elements,
@@ -78,7 +80,7 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     server = grpc.aio.server(options=_options(config))
     address = _listen(server, config.server.listen)
     idle, desk = IdleStreams(), MemoryDesk(is_wanted=config.server.shared_memory)
-    healthiness = await _add_services(server, services.handlers(registry, idle, desk))
+    healthiness = await _add_services(server, services.handlers(registry, idle, desk, access))
     await server.start()
     if storage is None:
         _log.info("runs are kept in memory only, and end with this process: give it a data directory to keep them")
@@ -89,9 +91,10 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
         runs=len(registry.list()),
     )
     on_listening(address)
-    due = asyncio.create_task(_take_due_checkpoints(registry))
+    watching = [asyncio.create_task(_take_due_checkpoints(registry)), asyncio.create_task(access.watch())]
     await stop.wanted.wait()
-    due.cancel()
+    for task in watching:
+        task.cancel()
     _log.info("stopping", grace_seconds=config.server.grace_seconds)
     with contextlib.suppress(TimeoutError):  # a health watcher that does not read would keep it for ever
         async with asyncio.timeout(_HEALTH_SECONDS):
@@ -133,6 +136,14 @@ async def _store(registry: Registry, stop: Stop, grace_seconds: float) -> bool:
         async with asyncio.timeout(_HURRY_SECONDS):
             await registry.store_all(hurry=True)
     return False
+
+
+def _access(config: ServerConfig) -> Access:
+    tokens_file = config.access.tokens_file
+    try:
+        return Access(tokens_file, takes_certificates=config.tls.client_ca_file is not None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"access.tokens_file = {str(tokens_file)!r}: {error}") from error
 
 
 def _storage(config: ServerConfig) -> tuple[Storage | None, int | None]:

@@ -43,6 +43,8 @@ class ServerSection(_Section):
     """HOST:PORT; port 0 picks a free one."""
     insecure: bool = False
     """Serve beyond loopback without TLS and authentication."""
+    reflection: bool = False
+    """Tell callers about the services, for tools that ask for that."""
     data_dir: Annotated[Path | None, BeforeValidator(_check_data_dir)] = None
     """Where runs are kept; unset: in memory only, and they end with the server. One server at a time may have it."""
     grace_seconds: float = Field(default=10.0, ge=0)
@@ -51,6 +53,38 @@ class ServerSection(_Section):
     """Streams that one connection may hold open. Workers of one client share its connection, and wait beyond this."""
     shared_memory: bool = True
     """Let workers of the same host and user hand gradients and weights over in memory that they share. Linux only."""
+
+
+class TlsSection(_Section):
+    """Encryption. The files are read again when they change, for the connections that are made from then on."""
+
+    cert_file: Path | None = None
+    """The server's certificate and those that link it to its CA, PEM. With it, the server speaks TLS only."""
+    key_file: Path | None = None
+    """The certificate's private key, PEM."""
+    client_ca_file: Path | None = None
+    """The CAs whose certificates clients have to show, PEM; unset: clients show none."""
+    max_connection_age_seconds: float = Field(default=600.0, gt=0)
+    """How long a connection may last before its client is asked to make another one: with what it was made with then
+    counts no longer. Clients of this project do so without a word."""
+    max_connection_age_grace_seconds: float = Field(default=60.0, gt=0)
+    """How long calls may go on after that."""
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file belong together: give both, or none")
+        if self.client_ca_file is not None and self.cert_file is None:
+            raise ValueError("client_ca_file needs cert_file and key_file")
+        return self
+
+
+class AccessSection(_Section):
+    """Who may do what."""
+
+    tokens_file: Path | None = None
+    """A file of `id:role:sha256` or `id:role:runs:sha256` lines, which `kedge-server token new` makes; read again when
+    it changes. With it, every call needs a token, or a client certificate that says who it is."""
 
 
 class LeasesSection(_Section):
@@ -133,6 +167,8 @@ class ServerConfig(_Section):
     """Everything that can be configured."""
 
     server: ServerSection = ServerSection()
+    tls: TlsSection = TlsSection()
+    access: AccessSection = AccessSection()
     leases: LeasesSection = LeasesSection()
     limits: LimitsSection = LimitsSection()
     storage: StorageSection = StorageSection()

@@ -94,6 +94,10 @@ class LeaseError(KedgeError):
     """The worker's lease does not allow it."""
 
 
+class AccessError(KedgeError):
+    """Who calls is not known, or may not do this."""
+
+
 class ResourceExhaustedError(KedgeError):
     """A limit of the server is reached."""
 
@@ -442,6 +446,38 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             ("idle_seconds",),
             "The weights were not read for limits.read_idle_seconds, or more slowly than everyone else when memory for "
             "readers ran out: pull again.",
+        ),
+        "UNAUTHENTICATED": Entry(
+            "UNAUTHENTICATED",
+            Retry.NEVER,
+            AccessError,
+            (),
+            "The server asks who calls, and this call came with no token or client certificate that it knows, or with "
+            "one that has been withdrawn: give `kedge.connect` a valid one.",
+        ),
+        "PERMISSION_DENIED": Entry(
+            "PERMISSION_DENIED",
+            Retry.NEVER,
+            AccessError,
+            ("role", "needs", "run"),
+            "The caller's role does not allow this method, or not on this run: use credentials that do. `run` is empty "
+            "where it is the role alone.",
+        ),
+        "WRONG_IDENTITY": Entry(
+            "PERMISSION_DENIED",
+            Retry.NEVER,
+            AccessError,
+            ("worker",),
+            "The worker was joined by a caller with other credentials: join under a name of your own.",
+        ),
+        "TLS_FAILED": Entry(
+            "UNAVAILABLE",
+            Retry.NEVER,
+            AccessError,
+            ("address", "cause"),
+            "No secure connection came about. `cause` is CERTIFICATE_EXPIRED, CERTIFICATE_NOT_YET_VALID, UNKNOWN_CA, "
+            "WRONG_NAME, CLIENT_CERTIFICATE_REFUSED, SERVER_IS_PLAINTEXT, SERVER_WANTS_TLS, TLS_VERSION or OTHER; the "
+            "message says what to change.",
         ),
         "SERVER_UNAVAILABLE": Entry(
             "UNAVAILABLE",

@@ -35,6 +35,18 @@ class Cohort:
             self.barrier_step = closed_step
         self.slowest_clock = slowest
 
+    def waiting_for(self, run: str, leases: LeaseTable, bound: int) -> str:
+        """Under `BoundedStaleness`, which worker of a run keeps others waiting, in words; empty if none."""
+        live = leases.live
+        ahead = max((lease.clock for lease in live), default=0)
+        if ahead - self.slowest_clock <= bound:
+            return ""
+        slowest = min(live, key=lambda lease: lease.clock)
+        return (
+            f"{run}/workers/{slowest.worker_id} to contribute: it is at clock {slowest.clock}, others wait at {ahead}, "
+            f"the bound is {bound}"
+        )
+
     def begin_anew(self, leases: LeaseTable, closed_step: int) -> None:
         """Under another policy: all live workers begin side by side."""
         leases.reset_clocks()

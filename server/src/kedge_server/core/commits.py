@@ -69,6 +69,8 @@ class Joined(NamedTuple):
     duration_seconds: float
     bad_count: int = 0
     """Those in a row that its last lease hands on. What ended that row may be written later."""
+    owner: str = ""
+    """Whose credentials it was joined with; "" where nobody was asked."""
 
 
 class Ended(NamedTuple):

@@ -91,18 +91,22 @@ class Coordinator:
 
     # Membership
 
-    def join(self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float) -> Lease:
+    def join(
+        self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float, owner: str = ""
+    ) -> Lease:
         """Grants a lease.
 
         Raises:
-            KedgeError: TOO_MANY_WORKERS or WORKER_EVICTED.
+            KedgeError: TOO_MANY_WORKERS, WORKER_EVICTED or WRONG_IDENTITY.
         """
         self.advance(now_seconds)
         superseded = self.leases.of_worker(worker_id)
-        lease = self.leases.join(worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds)
+        lease = self.leases.join(
+            worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds, owner=owner
+        )
         if superseded is not None:
             self._end_evicted(superseded, "WORKER_SUPERSEDED", "another process has joined under its name")
-        self._commit(Joined(worker_id, epoch, duration_seconds, lease.bad_count))
+        self._commit(Joined(worker_id, epoch, duration_seconds, lease.bad_count, owner))
         self._tell("joined", worker_id=worker_id, epoch=epoch)
         self.advance(now_seconds)
         return lease
@@ -314,15 +318,7 @@ class Coordinator:
         """What the run waits for, in words; empty when it keeps nobody waiting."""
         if not isinstance(self.policy, BoundedStaleness):
             return rounds.waiting_for(self._facts(), self.policy)
-        live = self.leases.live
-        ahead = max((lease.clock for lease in live), default=0)
-        if ahead - self._cohort.slowest_clock <= self.policy.bound:
-            return ""
-        slowest = min(live, key=lambda lease: lease.clock)
-        return (
-            f"{self._run}/workers/{slowest.worker_id} to contribute: it is at clock {slowest.clock}, others wait at "
-            f"{ahead}, the bound is {self.policy.bound}"
-        )
+        return self._cohort.waiting_for(self._run, self.leases, self.policy.bound)
 
     # Time
 

@@ -69,6 +69,7 @@ class LeaseState(NamedTuple):
     last_sequence: int
     holes: tuple[int, ...]
     entries: tuple[EntryState, ...]
+    owner: str = ""
 
 
 class ImageState(NamedTuple):
@@ -210,6 +211,7 @@ class RunImage:
             epoch=joined.epoch,
             duration_seconds=joined.duration_seconds,
             now_seconds=time_seconds,
+            owner=joined.owner,
         ).bad_count = joined.bad_count
 
     def _end(self, ended: Ended, time_seconds: float) -> None:
@@ -421,6 +423,7 @@ def _lease_state(lease: Lease) -> LeaseState:
         last_sequence=lease.ledger.last_sequence,
         holes=lease.ledger.holes,
         entries=tuple(_entry_state(sequence, entry) for sequence, entry in lease.ledger.entries()),
+        owner=lease.owner,
     )
 
 
@@ -443,6 +446,7 @@ def _lease(state: LeaseState) -> Lease:
         clock=state.clock,
         bad_count=state.bad_count,
         eviction_cause=state.eviction_cause,
+        owner=state.owner,
     )
     for entry in state.entries:
         lease.ledger.restore(entry.sequence, _contribution(state.worker_id, state.epoch, entry))

@@ -30,6 +30,8 @@ class Lease:
     """Contributions in a row that were rejected for their values."""
     eviction_cause: str | None = None
     """Why it was sent away; None if it was not."""
+    owner: str = ""
+    """Whose credentials it was joined with, and who alone may use it; "" where nobody was asked, and anybody may."""
 
 
 class Block(NamedTuple):
@@ -112,22 +114,47 @@ class LeaseTable:
         """Whether it is the worker's lease now."""
         return self._live.get(lease.worker_id) is lease
 
-    def join(self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float) -> Lease:
+    def join(
+        self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float, owner: str = ""
+    ) -> Lease:
         """Grants a lease; one that the worker held ends, and hands its clock on. Bad ones in a row are remembered.
 
         Raises:
-            KedgeError: TOO_MANY_WORKERS; WORKER_EVICTED while the name is blocked.
+            KedgeError: TOO_MANY_WORKERS; WORKER_EVICTED while the name is blocked; WRONG_IDENTITY while another owner
+                holds it.
         """
         self._require_not_blocked(worker_id, now_seconds)
+        if worker_id in self._live:
+            self.require_owner(worker_id, owner)
         if worker_id not in self._live and len(self._live) >= self._worker_limit:
             raise KedgeError(
                 "TOO_MANY_WORKERS",
                 f"{self._run} has {self._worker_limit} workers, as many as limits.workers_per_run allows",
                 limit=self._worker_limit,
             )
-        return self.grant(worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds)
+        return self.grant(
+            worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds, owner=owner
+        )
 
-    def grant(self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float) -> Lease:
+    def require_owner(self, worker_id: str, owner: str) -> None:
+        """Lets nobody use a worker's lease, or learn what became of its contributions, but who joined it.
+
+        Raises:
+            KedgeError: WRONG_IDENTITY.
+        """
+        lease = self._last_of(worker_id)
+        if lease is not None and lease.owner and lease.owner != owner:
+            worker = f"{self._run}/workers/{worker_id}"
+            raise KedgeError(
+                "WRONG_IDENTITY",
+                f"{worker} was joined with other credentials than those of {owner or 'this call'}: join under a name "
+                "of your own",
+                worker=worker,
+            )
+
+    def grant(
+        self, worker_id: str, *, epoch: int, duration_seconds: float, now_seconds: float, owner: str = ""
+    ) -> Lease:
         """Grants a lease that nothing speaks against."""
         held, last = self._live.get(worker_id), self._last_of(worker_id)
         lease = Lease(
@@ -138,6 +165,7 @@ class LeaseTable:
             expires_at_seconds=now_seconds + duration_seconds,
             clock=self.slowest_clock if held is None else held.clock,
             bad_count=0 if last is None else last.bad_count,
+            owner=owner,
         )
         if held is not None:
             self._end(held)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from kedge.wire.errors import KedgeError
 from kedge_server.core.rounds import PullGate
 from kedge_server.engine.clock import Clock
-from kedge_server.engine.snapshots import Snapshot
+from kedge_server.engine.snapshots import Snapshot, Weights
 from kedge_server.engine.waiting import within
 
 OPEN = PullGate(is_open=True)
@@ -43,6 +43,16 @@ class Publication:
     def serves(self, step: int) -> bool:
         """Whether readers who come now may still get the weights of this step."""
         return step in (self.snapshot.step, self._barrier.step)
+
+    def require_weights(self, weights: Weights) -> None:
+        """Refuses slow weights where there are none.
+
+        Raises:
+            KedgeError: NO_SLOW_WEIGHTS.
+        """
+        if weights != "fast" and self.snapshot.slow is None:
+            message = f"{self._run} has no Lookahead, so no slow weights: pull the fast ones"
+            raise KedgeError("NO_SLOW_WEIGHTS", message, run=self._run)
 
     def open_gates(self) -> None:
         """Lets those whom a gate keeps look whether it still does."""

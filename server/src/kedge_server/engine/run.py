@@ -132,18 +132,22 @@ class RunEngine:
 
     # Membership
 
-    def join(self, worker_id: str, *, epoch: int, duration_seconds: float) -> Lease:
-        """Grants a lease.
+    def join(self, worker_id: str, *, epoch: int, duration_seconds: float, owner: str = "") -> Lease:
+        """Grants a lease, to be used by this owner only.
 
         Raises:
-            KedgeError: TOO_MANY_WORKERS or WORKER_EVICTED; STORAGE_FULL or STORAGE_UNAVAILABLE.
+            KedgeError: TOO_MANY_WORKERS, WORKER_EVICTED or WRONG_IDENTITY; STORAGE_FULL or STORAGE_UNAVAILABLE.
         """
         self._require_storable()
         lease = self._coordinator.join(
-            worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=self._clock.now()
+            worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=self._clock.now(), owner=owner
         )
         self._follow()
         return lease
+
+    def require_owner(self, worker_id: str, owner: str) -> None:
+        """Refuses whoever did not join as this worker; see `LeaseTable.require_owner`."""
+        self._coordinator.leases.require_owner(worker_id, owner)
 
     def heartbeat(self, worker_id: str, epoch: int) -> Lease:
         """Renews a lease.
@@ -292,17 +296,8 @@ class RunEngine:
         return self._publication.serves(step)
 
     def require_weights(self, weights: Weights) -> None:
-        """Refuses slow weights where there are none.
-
-        Raises:
-            KedgeError: NO_SLOW_WEIGHTS.
-        """
-        if weights != "fast" and self.snapshot.slow is None:
-            raise KedgeError(
-                "NO_SLOW_WEIGHTS",
-                f"{self.config.name} has no Lookahead, so no slow weights: pull the fast ones",
-                run=self.config.name,
-            )
+        """Refuses slow weights where there are none; see `Publication.require_weights`."""
+        self._publication.require_weights(weights)
 
     def state(self) -> RunState:
         """Where the run stands now."""

@@ -123,14 +123,14 @@ def eviction(request: run_service_pb2.EvictWorkerRequest) -> tuple[str, float | 
     return request.cause, wire.duration_from_wire(request, "block")
 
 
-def contribution_header(header: optimizer_service_pb2.PushHeader) -> tuple[str, ContributionHeader]:
-    """The run and the contribution that a push announces.
+def contribution_header(header: optimizer_service_pb2.PushHeader) -> tuple[names.WorkerName, ContributionHeader]:
+    """The worker and the contribution that a push announces.
 
     Raises:
         KedgeError: INVALID_NAME.
     """
     worker = names.parse_worker(header.worker)
-    return worker.run, ContributionHeader(
+    return worker, ContributionHeader(
         worker_id=worker.worker_id,
         epoch=header.epoch,
         sequence=header.sequence,

@@ -17,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from kedge.wire.codec import Malformed, parse_message, serialize, stream_parser
 from kedge.wire.errors import KedgeError
+from kedge_server.rpc.gate import Gate
 from kedge_server.rpc.outlet import Answer, Outlet
 from kedge_server.rpc.status import abort
 from kedge_server.rpc.streams import beginning_within
@@ -80,7 +81,9 @@ def _method_handler(method: MethodDescriptor, servicer: object, guard: "Guard") 
     behaviour = getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
     kind = method.client_streaming, method.server_streaming
     return _HANDLERS[kind](
-        guard.of_kind[kind](behaviour), request_deserializer=_parser(method), response_serializer=serialize
+        guard.of_kind[kind](method.full_name, behaviour),
+        request_deserializer=_parser(method),
+        response_serializer=serialize,
     )
 
 
@@ -92,71 +95,81 @@ def _parser(method: MethodDescriptor) -> Callable[[bytes], Any]:
 
 
 class Guard:
-    """Wraps the methods of services, so that what they raise becomes a status and their streams are bounded.
+    """Wraps the methods of services: who may call them does, what they raise becomes a status, streams are bounded.
 
     Args:
+        gate: lets calls in.
         bounds: of the streams.
         generation: of the server; every answer says it, before anything else.
     """
 
-    def __init__(self, bounds: StreamBounds, generation: int) -> None:
+    def __init__(self, gate: Gate, bounds: StreamBounds, generation: int) -> None:
+        self._gate = gate
         self._bounds = bounds
         self._generation = (("kedge-server-generation", str(generation)),)
-        self.of_kind: dict[tuple[bool, bool], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+        self.of_kind: dict[tuple[bool, bool], Callable[[str, Callable[..., Any]], Callable[..., Any]]] = {
             (False, False): self._unary,
             (False, True): self._download,
             (True, False): self._upload,
             (True, True): self._exchange,
         }
 
-    def _unary(self, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
+    def _unary(self, method: str, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
         async def guarded(request: Any, context: _Context) -> Message:
             await context.send_initial_metadata(self._generation)
-            return await _answer(context, lambda: behaviour(_checked(request)))
+            return await self._answer(method, context, lambda: behaviour(_checked(request)))
 
         return guarded
 
-    def _upload(self, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
+    def _upload(self, method: str, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
         async def guarded(requests: AsyncIterator[Any], context: _Context) -> Message:
             await context.send_initial_metadata(self._generation)
             begun = beginning_within(self._bounds.begin_seconds, _checked_stream(requests))
             with self._bounds.one_more() as refusal:
-                return await _answer(context, lambda: behaviour(begun), refusal)
+                return await self._answer(method, context, lambda: behaviour(begun), refusal)
 
         return guarded
 
-    def _download(self, behaviour: Callable[..., AsyncGenerator[Answer, None]]) -> Callable[..., Awaitable[None]]:
+    def _download(
+        self, method: str, behaviour: Callable[..., AsyncGenerator[Answer, None]]
+    ) -> Callable[..., Awaitable[None]]:
         async def guarded(request: Any, context: _Context) -> None:
-            await self._send(context, lambda: behaviour(_checked(request)))
+            await self._send(method, context, lambda: behaviour(_checked(request)))
 
         return guarded
 
-    def _exchange(self, behaviour: Callable[..., AsyncGenerator[Answer, None]]) -> Callable[..., Awaitable[None]]:
+    def _exchange(
+        self, method: str, behaviour: Callable[..., AsyncGenerator[Answer, None]]
+    ) -> Callable[..., Awaitable[None]]:
         async def guarded(requests: AsyncIterator[Any], context: _Context) -> None:
-            await self._send(context, lambda: behaviour(_checked_stream(requests)))
+            await self._send(method, context, lambda: behaviour(_checked_stream(requests)))
 
         return guarded
 
-    async def _send(self, context: _Context, begin: Callable[[], AsyncGenerator[Answer, None]]) -> None:
+    async def _send(self, method: str, context: _Context, begin: Callable[[], AsyncGenerator[Answer, None]]) -> None:
         # A coroutine that writes, since a generator that yields to gRPC could not be woken from a write that is stuck.
         outlet = Outlet(context, self._bounds.read_idle_seconds, self._generation)
         with self._bounds.one_more() as refusal:
-            await _answer(context, lambda: outlet.send_all(begin()), refusal)
+            await self._answer(method, context, lambda: outlet.send_all(begin()), refusal)
 
-
-async def _answer(
-    context: _Context, call: Callable[[], Awaitable[AnswerT]], refusal: KedgeError | None = None
-) -> AnswerT:
-    """Makes a call, unless it is refused; whatever goes wrong becomes its status."""
-    failure = refusal
-    if failure is None:
-        try:
-            return await call()
-        except Exception as error:
-            failure = _as_kedge_error(error)
-    # Outside of the except clause and without its traceback: a status may wait for its reader for a while, and nothing
-    # that the call has held is to wait along with it.
-    return await abort(context, failure.with_traceback(None))
+    async def _answer(
+        self,
+        method: str,
+        context: _Context,
+        call: Callable[[], Awaitable[AnswerT]],
+        refusal: KedgeError | None = None,
+    ) -> AnswerT:
+        """Makes a call, unless it is refused; whatever goes wrong becomes its status."""
+        failure = refusal
+        if failure is None:
+            try:
+                async with self._gate.entered(method, context):
+                    return await call()
+            except Exception as error:
+                failure = _as_kedge_error(error)
+        # Outside of the except clause and without its traceback: a status may wait for its reader for a while, and
+        # nothing that the call has held is to wait along with it.
+        return await abort(context, failure.with_traceback(None))
 
 
 async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

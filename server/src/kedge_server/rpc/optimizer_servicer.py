@@ -21,6 +21,7 @@ from kedge_server.rpc.copies import Copies
 from kedge_server.rpc.idle import IdleStreams
 from kedge_server.rpc.memory import MemoryDesk, SharedMemory
 from kedge_server.rpc.outlet import Answer, Outlet
+from kedge_server.rpc.runs import Runs
 
 
 class OptimizerServicer:
@@ -34,6 +35,7 @@ class OptimizerServicer:
 
     def __init__(self, registry: Registry, idle: IdleStreams, desk: MemoryDesk) -> None:
         self._registry = registry
+        self._runs = Runs(registry)
         self._idle = idle
         self._desk = desk
         self._copies = Copies()
@@ -41,7 +43,7 @@ class OptimizerServicer:
 
     async def offer_memory(self, request: pb.OfferMemoryRequest) -> pb.OfferMemoryResponse:
         """Says where a worker can hand its memory over. Its lease is asked for when it pushes, as in any Exchange."""
-        run = self._registry.get(names.parse_worker(request.worker).run)
+        run = self._runs.of_worker(names.parse_worker(request.worker))
         offer = self._desk.offer(run.config.manifest.element_count)
         return pb.OfferMemoryResponse(socket=offer.socket_name, ticket=offer.ticket)
 
@@ -50,14 +52,14 @@ class OptimizerServicer:
         header: pb.PushHeader = await streams.read_header(requests)
         if header.HasField("in_memory"):
             _lent(None, header.in_memory)
-        run_name, contribution = convert.contribution_header(header)
-        run = self._registry.get(run_name)
+        worker, contribution = convert.contribution_header(header)
+        run = self._runs.of_worker(worker)
         result = await self._receive(requests, header, run, contribution)
         return pb.PushGradientsResponse(result=convert.push_result(result, run))
 
     async def pull_weights(self, request: pb.PullWeightsRequest) -> AsyncGenerator[Answer, None]:
         """Sends weights of one step."""
-        run = self._registry.get(f"runs/{names.parse_run(request.run)}")
+        run = self._runs.get(names.run_name(names.parse_run(request.run)))
         async with aclosing(self._pull(run, convert.pull(request.pull), pb.PullWeightsResponse)) as answer:
             async for message in answer:
                 yield message
@@ -85,8 +87,8 @@ class OptimizerServicer:
         self, requests: AsyncIterator[Any], header: pb.PushHeader, memory: SharedMemory | None
     ) -> AsyncGenerator[Answer, None]:
         """Takes a contribution, and sends the weights that its header asks for."""
-        run_name, contribution = convert.contribution_header(header)
-        run = self._registry.get(run_name)
+        worker, contribution = convert.contribution_header(header)
+        run = self._runs.of_worker(worker)
         wish = None
         if header.HasField("pull"):
             wish = _wish(run, header.pull, contribution.worker_id, memory)
@@ -111,7 +113,7 @@ class OptimizerServicer:
     async def _answer_pull(self, request: pb.ExchangePull, memory: SharedMemory | None) -> AsyncGenerator[Answer, None]:
         """Sends weights, or puts them where they are wanted."""
         worker = names.parse_worker(request.worker)
-        run = self._registry.get(worker.run)
+        run = self._runs.of_worker(worker)
         wish = _wish(run, request.pull, worker.worker_id, memory)
         if wish.into is not None:
             header = await self._give(wish, wish.into)

@@ -12,6 +12,8 @@ from kedge.wire.codec import MAX_MESSAGE_BYTES
 from kedge.wire.errors import KedgeError
 from kedge_server.engine.registry import Registry
 from kedge_server.rpc import convert, streams
+from kedge_server.rpc.gate import caller, require_run
+from kedge_server.rpc.runs import Runs
 
 _PAGE_SIZE = 100
 _MAX_PAGE_SIZE = 1000
@@ -25,11 +27,13 @@ class RunServicer:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._runs = Runs(registry)
 
     async def create_run(self, requests: AsyncIterator[Any]) -> run_service_pb2.CreateRunResponse:
         """Creates a run from a stream of initial weights."""
         header: run_service_pb2.CreateRunHeader = await streams.read_header(requests)
         new = convert.new_run(header)
+        require_run(new.name)
         run = await self._registry.find_created(new)
         if run is None:
             plan = await self._registry.plan(new)
@@ -46,14 +50,14 @@ class RunServicer:
 
     async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
         """Reads a run."""
-        run = self._registry.get(_run_name(request.name))
+        run = self._runs.get(_run_name(request.name))
         is_full = request.view == run_pb2.RUN_VIEW_FULL
         return run_service_pb2.GetRunResponse(run=convert.run(run, with_manifest=is_full))
 
     async def list_runs(self, request: run_service_pb2.ListRunsRequest) -> run_service_pb2.ListRunsResponse:
         """Lists runs; a page token is the name of the last run of the page before."""
         size = min(request.page_size, _MAX_PAGE_SIZE) if request.page_size > 0 else _PAGE_SIZE
-        runs = [run for run in self._registry.list() if run.config.name > request.page_token]
+        runs = [run for run in self._runs.all() if run.config.name > request.page_token]
         page: list[run_pb2.Run] = []
         room = MAX_MESSAGE_BYTES // 2
         for run in runs[:size]:
@@ -67,7 +71,7 @@ class RunServicer:
 
     async def update_run(self, request: run_service_pb2.UpdateRunRequest) -> run_service_pb2.UpdateRunResponse:
         """Changes a live run."""
-        run = self._registry.get(_run_name(request.name))
+        run = self._runs.get(_run_name(request.name))
         update = convert.run_update(request)
         step = self._registry.update(run, update, request_id=convert.request_id(request))
         await run.acknowledge()
@@ -75,7 +79,7 @@ class RunServicer:
 
     async def tick_schedule(self, request: run_service_pb2.TickScheduleRequest) -> run_service_pb2.TickScheduleResponse:
         """Ticks a schedule by hand."""
-        run = self._registry.get(_run_name(request.name))
+        run = self._runs.get(_run_name(request.name))
         to = request.to_tick if request.HasField("to_tick") else None
         rate = run.tick_schedule(request.group, to, request_id=convert.request_id(request))
         await run.acknowledge()
@@ -83,17 +87,18 @@ class RunServicer:
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """Deletes a run."""
-        await self._registry.delete(_run_name(request.name))
+        await self._registry.delete(require_run(_run_name(request.name)))
         return run_service_pb2.DeleteRunResponse()
 
     async def join_run(self, request: run_service_pb2.JoinRunRequest) -> run_service_pb2.JoinRunResponse:
         """Grants a lease."""
-        run = self._registry.get(_run_name(request.run))
+        run = self._runs.get(_run_name(request.run))
         worker_id = names.check_id(request.worker_id or f"worker-{uuid.uuid4().hex[:8]}", what="worker")
         lease = run.join(
             worker_id,
             epoch=self._registry.next_epoch(),
             duration_seconds=self._registry.lease_seconds(wire.duration_from_wire(request, "lease")),
+            owner=caller().identity,
         )
         await run.acknowledge()
         return run_service_pb2.JoinRunResponse(
@@ -106,7 +111,7 @@ class RunServicer:
     async def heartbeat(self, request: run_service_pb2.HeartbeatRequest) -> run_service_pb2.HeartbeatResponse:
         """Renews a lease."""
         worker = names.parse_worker(request.worker)
-        run = self._registry.get(worker.run)
+        run = self._runs.of_worker(worker)
         lease = run.heartbeat(worker.worker_id, request.epoch)
         return run_service_pb2.HeartbeatResponse(
             lease=wire.duration_to_wire(lease.duration_seconds), step=run.snapshot.step
@@ -115,7 +120,7 @@ class RunServicer:
     async def leave_run(self, request: run_service_pb2.LeaveRunRequest) -> run_service_pb2.LeaveRunResponse:
         """Ends a lease."""
         worker = names.parse_worker(request.worker)
-        run = self._registry.get(worker.run)
+        run = self._runs.of_worker(worker)
         run.leave(worker.worker_id, request.epoch)
         await run.acknowledge()
         return run_service_pb2.LeaveRunResponse()
@@ -124,7 +129,7 @@ class RunServicer:
         """Ends a worker's lease from outside."""
         worker = names.parse_worker(request.worker)
         cause, block_seconds = convert.eviction(request)
-        run = self._registry.get(worker.run)
+        run = self._runs.get(worker.run)
         run.evict(worker.worker_id, cause, block_seconds, request_id=convert.request_id(request))
         await run.acknowledge()
         return run_service_pb2.EvictWorkerResponse()
@@ -133,7 +138,7 @@ class RunServicer:
         self, request: run_service_pb2.WatchRunRequest
     ) -> AsyncIterator[run_service_pb2.WatchRunResponse]:
         """Tells what happens to a run."""
-        run = self._registry.get(_run_name(request.name))
+        run = self._runs.get(_run_name(request.name))
         generation = self._registry.generation
         reader = run.feed.reader(**convert.watch_start(request, generation))
         yield run_service_pb2.WatchRunResponse(last_number=reader.last_number, server_generation=generation)

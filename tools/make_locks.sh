@@ -1,5 +1,6 @@
 #!/bin/sh
-# Resolves requirements.lock (both distributions and the dev group) and requirements-proto.lock (the proto group) anew.
+# Resolves requirements.lock (both distributions and the dev group), docker/*.lock (what the images hold of it) and
+# requirements-proto.lock (the proto group) anew.
 # Arguments go to `uv pip compile`: `--upgrade` for the newest of everything, `--upgrade-package NAME` for one.
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,4 +25,8 @@ compile() {
 
 compile requirements.lock --group dev --extra cli --no-emit-package kedge --no-emit-package kedge-server \
     "$@" client/pyproject.toml server/pyproject.toml
+# What the images hold, at the same versions.
+compile docker/server.lock --constraints requirements.lock --no-emit-package kedge --no-emit-package kedge-server \
+    client/pyproject.toml server/pyproject.toml
+compile docker/worker.lock --constraints requirements.lock --group worker --no-emit-package kedge client/pyproject.toml
 compile requirements-proto.lock --group proto "$@"

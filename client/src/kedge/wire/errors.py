@@ -130,6 +130,10 @@ def _invalid(text: str, *metadata: str) -> Entry:
     return Entry("INVALID_ARGUMENT", Retry.NEVER, InvalidInputError, metadata, text)
 
 
+def _no_access(status: str, text: str, *metadata: str) -> Entry:
+    return Entry(status, Retry.NEVER, AccessError, metadata, text)
+
+
 CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
     {
         # What was given.
@@ -447,37 +451,27 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
             "The weights were not read for limits.read_idle_seconds, or more slowly than everyone else when memory for "
             "readers ran out: pull again.",
         ),
-        "UNAUTHENTICATED": Entry(
+        "UNAUTHENTICATED": _no_access(
             "UNAUTHENTICATED",
-            Retry.NEVER,
-            AccessError,
-            (),
-            "The server asks who calls, and this call came with no token or client certificate that it knows, or with "
-            "one that has been withdrawn: give `kedge.connect` a valid one.",
+            "The server asks who calls, and knows no token or client certificate of this call, or no more: give one.",
         ),
-        "PERMISSION_DENIED": Entry(
+        "PERMISSION_DENIED": _no_access(
             "PERMISSION_DENIED",
-            Retry.NEVER,
-            AccessError,
-            ("role", "needs", "run"),
             "The caller's role does not allow this method, or not on this run: use credentials that do. `run` is empty "
             "where it is the role alone.",
+            *("role", "needs", "run"),
         ),
-        "WRONG_IDENTITY": Entry(
+        "WRONG_IDENTITY": _no_access(
             "PERMISSION_DENIED",
-            Retry.NEVER,
-            AccessError,
-            ("worker",),
             "The worker was joined by a caller with other credentials: join under a name of your own.",
+            "worker",
         ),
-        "TLS_FAILED": Entry(
+        "TLS_FAILED": _no_access(
             "UNAVAILABLE",
-            Retry.NEVER,
-            AccessError,
-            ("address", "cause"),
             "No secure connection came about. `cause` is CERTIFICATE_EXPIRED, CERTIFICATE_NOT_YET_VALID, UNKNOWN_CA, "
             "WRONG_NAME, CLIENT_CERTIFICATE_REFUSED, SERVER_IS_PLAINTEXT, SERVER_WANTS_TLS, TLS_VERSION or OTHER; the "
             "message says what to change.",
+            *("address", "cause"),
         ),
         "SERVER_UNAVAILABLE": Entry(
             "UNAVAILABLE",

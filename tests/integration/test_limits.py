@@ -1,5 +1,6 @@
 """What peers send, or do not send, does not stop the server: stalled uploads and readers, leaks, poison, busy runs."""
 
+import contextlib
 import itertools
 import signal
 import threading
@@ -233,7 +234,9 @@ def test_more_streams_than_allowed_are_refused_and_small_calls_never(run_id: str
         wire.close()
 
 
-def test_reader_that_takes_nothing_is_dropped_and_its_place_is_free(run_id: str) -> None:
+def test_reader_that_takes_nothing_is_dropped_and_its_place_is_free(
+    run_id: str, eventually: Callable[[Callable[[], Any]], None]
+) -> None:
     # More than gRPC and the kernel will hold for a reader that takes nothing, whose stream could end well otherwise.
     weights = np.zeros(1 << 24, np.float32)
     with limited(STREAMS=2, READ_IDLE_SECONDS=0.5) as server:
@@ -241,7 +244,17 @@ def test_reader_that_takes_nothing_is_dropped_and_its_place_is_free(run_id: str)
         run = wire.create(run_id, weights)
         request = pb.PullWeightsRequest(run=run.name)
         never_read = [wire.call("OptimizerService", "PullWeights", request) for _ in range(2)]
-        with kedge.connect(server.address) as client:  # waits until one of the two places is free
+        later = []
+
+        def are_two_more_begun() -> bool:
+            stream = wire.call("OptimizerService", "PullWeights", request)
+            with contextlib.suppress(grpc.RpcError):  # TOO_MANY_STREAMS
+                next(stream)
+                later.append(stream)
+            return len(later) == 2
+
+        eventually(are_two_more_begun)
+        with kedge.connect(server.address) as client:  # waits until one of these has been dropped too
             assert client.get_run(run_id).pull()["t0"].size == weights.size
         for stream in never_read:
             with pytest.raises(grpc.RpcError) as caught:  # noqa: PT012  what had come already comes first

@@ -206,7 +206,8 @@ def check_said(commit: Commit, fact: facts.AnyFact) -> None:
     """A commit says what the fact beside it says."""
     match commit, fact:
         case Joined(), facts.Joined():
-            assert commit == (fact.name, fact.epoch, fact.duration_seconds, fact.bad_count)
+            nobody = ""  # no credentials are asked for here
+            assert commit == (fact.name, fact.epoch, fact.duration_seconds, fact.bad_count, nobody)
         case LeaseEnded(), facts.Ended():
             assert (commit.worker_id, commit.epoch) == (fact.name, fact.epoch)
             assert (commit.eviction_cause is not None, commit.request_id) == (fact.is_evicted, fact.request_id)

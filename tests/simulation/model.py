@@ -164,8 +164,7 @@ class Model:
         return ""
 
     def heartbeat(self, name: str, epoch: int, now: float) -> str:
-        if self._expire(now):
-            self.advance(now)
+        self.advance(now)
         reason = self._why_not_live(name, epoch)
         if not reason:
             self._renew(name, now)
@@ -192,8 +191,7 @@ class Model:
     # Contributions
 
     def check(self, header: ContributionHeader, now: float) -> str:
-        if self._expire(now):
-            self.advance(now)
+        self.advance(now)
         key = header.worker_id, header.epoch, header.sequence
         reason = self._why_no_sequence(key)
         if reason or key in self.fates:
@@ -300,11 +298,9 @@ class Model:
 
     # Within
 
-    def _expire(self, now: float) -> bool:
-        gone = [name for name, member in self.live.items() if member.expires_at <= now]
-        for name in gone:
+    def _expire(self, now: float) -> None:
+        for name in [name for name, member in self.live.items() if member.expires_at <= now]:
             self.said.append(Ended(name, self.live.pop(name).epoch))
-        return bool(gone)
 
     def _renew(self, name: str, now: float) -> None:
         member = self.live[name]

@@ -68,6 +68,8 @@ class Outlet:
             return False
         except grpc.aio.InternalError:  # the peer has gone, and there is nobody to tell
             raise asyncio.CancelledError from None
+        finally:
+            self._sending = None  # it refers to this task, and a call that is referred to cannot be hung up
         return True
 
     async def _send(

@@ -16,6 +16,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what tests have measured, `record_property("measured", text)`, in whichever process they ran."""
+    for report in terminalreporter.getreports(""):  # of setup and teardown; what fixtures measure comes in the latter
+        for text in (value for name, value in report.user_properties if name == "measured"):
+            terminalreporter.write_line(f"{report.nodeid}: {text}")
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
     """One real server for all tests that only need runs of their own on it."""

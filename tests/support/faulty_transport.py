@@ -8,6 +8,8 @@ from kedge.errors import KedgeError
 class FaultyExchange:
     """Fails as `faults` says: before the other side has it ("lost"), or after ("unanswered"), or not (None)."""
 
+    is_outdated = False
+
     def __init__(self, exchange, transport):
         self._exchange = exchange
         self._transport = transport

@@ -93,10 +93,11 @@ def asynchronous() -> run_pb2.Aggregation:
 
 
 class WireClient:
-    """Calls every RPC through descriptors."""
+    """Calls every RPC through descriptors, with a token if it has one."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, token: str | None = None) -> None:
         self.address = address
+        self.token = token
         # Else channels to one address share a connection, and wait together after a failure.
         self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
 
@@ -113,7 +114,8 @@ class WireClient:
             request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
             response_deserializer=message_factory.GetMessageClass(descriptor.output_type).FromString,
         )
-        return stub(iter(request) if descriptor.client_streaming else request, timeout=timeout)
+        metadata = () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        return stub(iter(request) if descriptor.client_streaming else request, timeout=timeout, metadata=metadata)
 
     def create(
         self,

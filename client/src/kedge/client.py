@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kedge import optim, policies, tree
-from kedge.config import resolve_address
+from kedge.config import (
+    CredentialSources,
+    FilePath,
+    check_token_stays_secret,
+    resolve_address,
+    resolve_credentials,
+)
 from kedge.optim.groups import assign, check_groups
 from kedge.retry import Retrier
 from kedge.run import Run
@@ -22,11 +28,33 @@ ALL_THAT_ARE_FINITE = policies.Admission()
 _logger = logging.getLogger("kedge")
 
 
-def connect(address: str | None = None, *, timeout_seconds: float = 10.0, retry_seconds: float = 60.0) -> "Client":
+def connect(
+    address: str | None = None,
+    *,
+    token: str | None = None,
+    token_file: FilePath | None = None,
+    ca_file: FilePath | None = None,
+    cert_file: FilePath | None = None,
+    key_file: FilePath | None = None,
+    server_name: str | None = None,
+    timeout_seconds: float = 10.0,
+    retry_seconds: float = 60.0,
+) -> "Client":
     """Connects to a server; blocks until it answers.
 
+    The connection is TLS if `ca_file` or `cert_file` is given. Files are read again when they change, so that tokens
+    and certificates can be replaced while training goes on. What is None comes from the environment, if it is there.
+
     Args:
-        address: host:port; None takes the environment's KEDGE_ADDRESS.
+        address: host:port; None takes KEDGE_ADDRESS.
+        token: says who calls; for a secret, a file is the better place.
+        token_file: a file that holds one; None takes KEDGE_TOKEN_FILE.
+        ca_file: the CAs that the server's certificate is checked against, in PEM, or "system" for those that this
+            system trusts; None takes KEDGE_CA_FILE, and the system's where only a certificate is given.
+        cert_file: this side's certificate in PEM, for a server that asks for one; None takes KEDGE_CERT_FILE.
+        key_file: its private key, not encrypted; None takes KEDGE_KEY_FILE.
+        server_name: the name that the server's certificate must have, where it is not that of the address; None takes
+            KEDGE_SERVER_NAME.
         timeout_seconds: how long to wait for the server.
         retry_seconds: how long each later call goes on trying while the server cannot be reached, or asks to come back.
 
@@ -34,14 +62,23 @@ def connect(address: str | None = None, *, timeout_seconds: float = 10.0, retry_
         A client; close it, or use it in a `with` block.
 
     Raises:
-        ValueError: if there is no address.
-        KedgeError: SERVER_UNAVAILABLE.
+        ValueError: if there is no address, a file cannot be used, arguments contradict each other, or a token would go
+            over a network unencrypted.
+        KedgeError: SERVER_UNAVAILABLE; TLS_FAILED, which says why; UNAUTHENTICATED.
 
     Example:
         >>> with kedge.connect("localhost:50051") as client:
         ...     run = client.get_run("digits")
     """
-    transport = _transport_to(resolve_address(address))
+    sources = resolve_credentials(
+        token=token,
+        token_file=token_file,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
+        server_name=server_name,
+    )
+    transport = _transport_to(resolve_address(address), sources)
     try:
         transport.wait_until_ready(timeout_seconds)
     except BaseException:
@@ -231,12 +268,14 @@ class _RunConfig(NamedTuple):
     checkpoints: policies.Checkpoints | None
 
 
-def _transport_to(address: str) -> Transport:
+def _transport_to(address: str, sources: CredentialSources) -> Transport:
     if in_process.is_in_process(address):
         return in_process.transport_to(address)
+    check_token_stays_secret(address, sources)
+    from kedge.transport.credentials import Credentials
     from kedge.transport.grpc import GrpcTransport
 
-    return GrpcTransport(address)
+    return GrpcTransport(address, Credentials(sources))
 
 
 def _checked(config: _RunConfig) -> _RunConfig:

@@ -18,7 +18,7 @@ AWAY_DELAY_SECONDS = 1.0
 SILENCE_SECONDS = 60.0
 """An attempt that lasted longer had an answer on its way: a silent connection is given up by then."""
 
-_AWAY = frozenset({"SERVER_UNAVAILABLE", "SERVER_DRAINING", "STORAGE_FULL", "STORAGE_UNAVAILABLE"})
+_AWAY = frozenset({"SERVER_UNAVAILABLE", "TLS_FAILED", "SERVER_DRAINING", "STORAGE_FULL", "STORAGE_UNAVAILABLE"})
 
 _logger = logging.getLogger("kedge")
 T = TypeVar("T")

@@ -246,6 +246,8 @@ class Session:
     def _attempt(self, use: Callable[[Exchange], T]) -> T:
         self._check_open()
         self._try_count += 1
+        if self._exchange is not None and self._exchange.is_outdated:
+            self._drop_exchange()
         exchange = self._exchange or self._open_exchange()
         try:
             return use(exchange)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import math
 import os
 import signal
 import sys
@@ -11,23 +12,27 @@ from collections.abc import Callable
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from kedge.wire.codec import MAX_MESSAGE_BYTES
-from kedge_server.config import ConfigError, ServerConfig
+from kedge_server.config import ConfigError, ServerConfig, TlsSection
 from kedge_server.engine.durability import Storage
 from kedge_server.engine.limits import Limits
 from kedge_server.engine.registry import Registry
 from kedge_server.rpc import services
 from kedge_server.rpc.calls import make_task
+from kedge_server.rpc.health import HealthServicer
 from kedge_server.rpc.idle import IdleStreams
 from kedge_server.rpc.memory import MemoryDesk
 from kedge_server.security.access import Access
+from kedge_server.security.tls import ServerCertificates
 from kedge_server.telemetry import logging
 
 _log = structlog.get_logger("kedge.app")
 
-_HEALTH_SECONDS = 1.0
+_MOST_MILLISECONDS = 2**31 - 1
+"""What gRPC takes for "never"."""
+
 _CHECKPOINTS_EVERY_SECONDS = 1.0
 
 _HURRY_SECONDS = 2.0
@@ -58,15 +63,17 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
         on_listening: called with HOST:PORT once calls are answered, and all runs are there.
 
     Raises:
-        ConfigError: the address cannot be listened on, or asks for TLS; there are fewer devices than it says.
+        ConfigError: the address cannot be listened on, or asks for TLS; a file of certificates or tokens cannot be
+            used; there are fewer devices than it says.
         StorageError: the data directory cannot be used.
         RecoveryFailed: a run in it cannot be recovered.
     """
-    _require_safe(config)
+    require_safe(config)
     asyncio.get_running_loop().set_task_factory(make_task)
     stop = _stop_on_signals()
-    storage, generation = _storage(config)
     access = _access(config)
+    certificates = None if config.tls.cert_file is None else ServerCertificates(config.tls)
+    storage, generation = _storage(config)
     registry = Registry(
         limits(config),
         block_elements=config.device.block_elements,
@@ -78,27 +85,22 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
         await _require_devices(registry)
     await registry.recover()
     server = grpc.aio.server(options=_options(config))
-    address = _listen(server, config.server.listen)
+    address = _listen(server, config.server.listen, certificates)
     idle, desk = IdleStreams(), MemoryDesk(is_wanted=config.server.shared_memory)
-    healthiness = await _add_services(server, services.handlers(registry, idle, desk, access))
+    handlers = services.handlers(registry, idle, desk, access, with_reflection=config.server.reflection)
+    server.add_generic_rpc_handlers(handlers)
+    healthiness = HealthServicer(services.NAMES, services.stream_bounds(registry.limits))
+    add_HealthServicer_to_server(healthiness, server)
     await server.start()
-    if storage is None:
-        _log.info("runs are kept in memory only, and end with this process: give it a data directory to keep them")
-    _log.info(
-        "serving",
-        address=address,
-        data_dir=str(config.server.data_dir.absolute() if config.server.data_dir else ""),
-        runs=len(registry.list()),
-    )
+    _say_serving(config, address, run_count=len(registry.list()))
     on_listening(address)
-    watching = [asyncio.create_task(_take_due_checkpoints(registry)), asyncio.create_task(access.watch())]
+    watches = [_take_due_checkpoints(registry), access.watch(), *([certificates.watch()] if certificates else [])]
+    watching = [asyncio.create_task(watch) for watch in watches]
     await stop.wanted.wait()
     for task in watching:
         task.cancel()
     _log.info("stopping", grace_seconds=config.server.grace_seconds)
-    with contextlib.suppress(TimeoutError):  # a health watcher that does not read would keep it for ever
-        async with asyncio.timeout(_HEALTH_SECONDS):
-            await healthiness.enter_graceful_shutdown()
+    healthiness.end()
     ends_at = time.monotonic() + config.server.grace_seconds
     registry.end()
     is_whole = await _store(registry, stop, config.server.grace_seconds)
@@ -108,6 +110,19 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     registry.close()
     if not is_whole:
         _exit_at_once(0)  # a thread may still be writing a checkpoint that nobody waits for
+
+
+def _say_serving(config: ServerConfig, address: str, *, run_count: int) -> None:
+    data_dir = config.server.data_dir
+    if data_dir is None:
+        _log.info("runs are kept in memory only, and end with this process: give it a data directory to keep them")
+    _log.info(
+        "serving",
+        address=address,
+        tls=config.tls.cert_file is not None,
+        data_dir=str(data_dir.absolute() if data_dir else ""),
+        runs=run_count,
+    )
 
 
 async def _take_due_checkpoints(registry: Registry) -> None:
@@ -226,38 +241,64 @@ def _options(config: ServerConfig) -> list[tuple[str, int | str]]:
         ("grpc.http2.lookahead_bytes", 4 << 20),
         ("grpc.http2.write_buffer_size", 4 << 20),
         ("grpc.optimization_target", "throughput"),
+        ("grpc.max_allowed_incoming_connections", config.limits.connections),
+        # Gradients do not get smaller by it, and a message that is inflated may be any size: only "identity" is known.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        *(() if config.tls.cert_file is None else _ages(config.tls)),
     ]
 
 
-async def _add_services(
-    server: grpc.aio.Server, handlers: tuple[grpc.GenericRpcHandler, ...]
-) -> health.aio.HealthServicer:
-    server.add_generic_rpc_handlers(handlers)
-    healthiness = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthiness, server)
-    for name in ("", *services.NAMES):
-        await healthiness.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return healthiness
+def _ages(tls: TlsSection) -> list[tuple[str, int]]:
+    """What makes a connection end that was made with certificates that hold no more."""
+    return [
+        ("grpc.max_connection_age_ms", _milliseconds(tls.max_connection_age_seconds)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(tls.max_connection_age_grace_seconds)),
+    ]
 
 
-def _listen(server: grpc.aio.Server, listen: str) -> str:
+def _milliseconds(seconds: float) -> int:
+    return min(math.ceil(seconds * 1000), _MOST_MILLISECONDS)
+
+
+def _listen(server: grpc.aio.Server, listen: str, certificates: ServerCertificates | None) -> str:
     host, _, _ = listen.rpartition(":")
+    tls = ""
     try:
-        port = server.add_insecure_port(listen)
+        if certificates is None:
+            port = server.add_insecure_port(listen)
+        else:
+            tls = " Else gRPC does not take one of the certificates: GRPC_VERBOSITY=ERROR in the environment tells why"
+            port = server.add_secure_port(listen, certificates.credentials())
     except RuntimeError as error:
         raise ConfigError(
             f"server.listen = {listen!r}: cannot listen there; is the port in use, or the host not this machine's? "
-            "Port 0 picks a free port"
+            f"Port 0 picks a free port.{tls}"
         ) from error
     return f"{host}:{port}"
 
 
-def _require_safe(config: ServerConfig) -> None:
-    if config.server.insecure or _is_loopback(config.server.listen.rpartition(":")[0]):
+def require_safe(config: ServerConfig) -> None:
+    """Refuses to serve other machines in the clear, or whoever calls, unless it is told to.
+
+    Raises:
+        ConfigError: with what is to be set.
+    """
+    has_tls = config.tls.cert_file is not None
+    asks_who_calls = config.access.tokens_file is not None or config.tls.client_ca_file is not None
+    if (has_tls and asks_who_calls) or _is_loopback(config.server.listen.rpartition(":")[0]):
         return
+    if config.server.insecure:
+        text = "insecure: other machines may connect" + ("" if asks_who_calls else ", and may do everything")
+        _log.warning(text, tls=has_tls, asks_who_calls=asks_who_calls)
+        return
+    tls = "" if has_tls else "tls.cert_file and tls.key_file (`kedge-server certs dev DIR` makes some)"
+    access = (
+        "" if asks_who_calls else "access.tokens_file (`kedge-server token new` makes tokens) or tls.client_ca_file"
+    )
     raise ConfigError(
-        f"server.listen = {config.server.listen!r} is reachable from other machines, and this version has no TLS: "
-        "listen on 127.0.0.1, or say --insecure on a network where you trust everyone"
+        f"server.listen = {config.server.listen!r} is reachable from other machines: set "
+        f"{', and '.join(filter(None, [tls, access]))}; or listen on 127.0.0.1, or say --insecure on a network where "
+        "you trust everyone"
     )
 
 

@@ -1,8 +1,9 @@
-"""`kedge-server`: serves, and looks at configurations and at data directories."""
+"""`kedge-server`: serves, looks at configurations and data directories, and makes certificates and tokens."""
 
 import asyncio
 import gc
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Kedge: an optimizer as a service.",
 )
+certs_app = typer.Typer(no_args_is_help=True, help="Make certificates.")
+app.add_typer(certs_app, name="certs")
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 app.add_typer(config_app, name="config")
 
@@ -84,6 +87,7 @@ def serve(
     given: dict[str, Any] = {"listen": listen, "data_dir": data_dir, "insecure": insecure or None}
     overrides = {"server": {key: value for key, value in given.items() if value is not None}}
     settings = _load(config, overrides)
+    _silence_grpc()
     keep_freed_memory(arena_count=_ARENA_COUNT)  # before there are threads, and arenas of theirs
     # Imported here because JAX takes a second, which the other commands need not wait for.
     from kedge_server import app as application
@@ -98,12 +102,64 @@ def serve(
         raise _refuse(error) from error
 
 
+def _silence_grpc() -> None:
+    """Before it is imported: its own log has a line for each peer that breaks a rule, as often as that likes."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def _announce(address: str) -> None:
     # What is there by now stays: JAX and Python's modules. To look through it for garbage takes 0.1 s each time.
     gc.freeze()
     # One write: print() may make two, between which a line of the log could come where both go to one file.
     sys.stdout.write(f"listening on {address}\n")
     sys.stdout.flush()
+
+
+@app.command()
+def health(
+    *,
+    config: ConfigOption = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where it is; unset: where this configuration listens.")
+    ] = None,
+    timeout_seconds: Annotated[float, typer.Option(min=0.001, help="How long it has for its answer.")] = 5.0,
+) -> None:
+    """Ask the server of this configuration whether it serves: exits with 0 if so, else with 1 and the reason.
+
+    With TLS it trusts that server's certificate and the CAs of its clients. For health checks of containers.
+    """
+    _silence_grpc()
+    from kedge_server.tools import health as asking
+
+    try:
+        asking.require_serving(configuration.load(config), address, timeout_seconds=timeout_seconds)
+    except (configuration.ConfigError, asking.UnhealthyError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo("serving")
+
+
+@certs_app.command()
+def dev(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if it is not there.")],
+    *,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name or address of the server, beside loopback's and this host's name. May be repeated."),
+    ] = None,
+) -> None:
+    """Make a development CA, and certificates of it for a server and for clients of each role.
+
+    Called again it renews them: the CA is used again, certificates of it are replaced, and nothing else is.
+    """
+    from kedge_server.security import certificates
+    from kedge_server.tools.certificate_text import lines
+
+    try:
+        made = certificates.make(folder, host or ())
+    except (OSError, ValueError) as error:
+        raise _refuse(error) from error
+    typer.echo("\n".join(lines(made)))
 
 
 @app.command()
@@ -186,3 +242,37 @@ def _load(path: Path | None, overrides: dict[str, Any] | None = None) -> configu
 def _refuse(error: Exception) -> typer.Exit:
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(2)
+
+
+token_app = typer.Typer(no_args_is_help=True, help="Make tokens, with which callers say who they are.")
+app.add_typer(token_app, name="token")
+
+
+class RoleName(StrEnum):
+    """Each may do what those before it may."""
+
+    READER = "reader"
+    WORKER = "worker"
+    ADMIN = "admin"
+
+
+@token_app.command("new")
+def new_token(
+    identity: Annotated[str, typer.Argument(metavar="ID", help="Whose token it is.", show_default=False)],
+    *,
+    role: Annotated[RoleName, typer.Option(help="What it may do.", show_default=False)],
+    runs: Annotated[str, typer.Option(help="The runs that it may touch, as digits,exp-*.")] = "*",
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Add its line to this file, which access.tokens_file names.", show_default=False),
+    ] = None,
+) -> None:
+    """Make a token, and print it: this once, since nobody keeps it. Who has it may call as ID."""
+    from kedge_server.security import token_file
+
+    try:
+        token, note = token_file.make(identity, role=role.value, runs=runs, file=file)
+    except (OSError, ValueError) as error:
+        raise _refuse(error) from error
+    typer.echo(note, err=True)
+    typer.echo(token)

@@ -113,6 +113,9 @@ class LimitsSection(_Section):
     """How long an upload may make no progress before it is refused and its buffer given back."""
     upload_min_bytes_per_second: int = Field(default=64 << 10, ge=1)
     """How slow an upload may be on the whole: it has upload_idle_seconds, and its size over this."""
+    connections: int = Field(default=4096, ge=1)
+    """Connections open at once, also those that have said nothing yet. One more is closed at once; its client tries
+    again. Each takes a file descriptor of the process."""
     streams: int = Field(default=4096, ge=1)
     """Streams open at once: uploads, pulls, exchanges and watches. Small calls, as heartbeats, do not count."""
     read_idle_seconds: float = Field(default=30.0, gt=0)
@@ -201,7 +204,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 

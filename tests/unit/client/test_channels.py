@@ -1,5 +1,8 @@
 """When a connection is in doubt, and when it is replaced. Time stands still unless a test moves it."""
 
+import gc
+import weakref
+
 import pytest
 from faulty_transport import Time, gone
 
@@ -239,3 +242,68 @@ def test_heartbeat_after_closing_gets_what_is_closed(bench):
 def test_closing_while_a_heartbeat_waits_ends_the_doubt_too(beating):
     beating.fails(meanwhile=beating.channels.close)
     assert (len(beating.made), beating.open_count) == (2, 0)
+
+
+# Credentials
+
+
+class Rotating:
+    """Credentials that change when a test says so."""
+
+    metadata = None
+
+    def __init__(self):
+        self.have_new = False
+
+    def have_changed(self, *, at_once=False):
+        changed, self.have_new = self.have_new, False
+        return changed
+
+
+@pytest.fixture
+def rotating(bench):
+    bench.channels._credentials = rotating = Rotating()
+    return rotating
+
+
+def test_other_credentials_make_other_connections_and_end_no_call(bench, rotating):
+    before = bench.channels.main
+    beats = bench.channels.for_beats()
+    rotating.have_new = True
+    assert bench.channels.main is not before
+    assert bench.channels.for_beats() is not beats
+    assert before.is_retired
+    assert bench.channels.is_outdated(before)
+    assert not bench.channels.is_outdated(bench.channels.main)
+    assert not before.channel.is_closed, "what is under way goes on"
+    assert bench.open_count == 4
+    bench.channels.close()
+    assert bench.open_count == 0, "also the one whose calls may go on"
+
+
+def test_what_nobody_calls_on_any_more_is_let_go(bench, rotating):
+    kept = bench.channels.main
+    rotating.have_new = True
+    forgotten = weakref.ref(bench.channels.main)
+    rotating.have_new = True
+    assert forgotten() is not bench.channels.main
+    gc.collect()
+    assert forgotten() is None
+    assert kept.is_retired
+
+
+def test_other_credentials_end_a_doubt(bench, rotating):
+    bench.answered()
+    bench.fails()
+    rotating.have_new = True
+    main = bench.channels.main
+    bench.time.now += 100
+    bench.answered()
+    assert bench.channels.main is main, "it is new, and in no doubt"
+
+
+def test_after_closing_nothing_is_made(bench, rotating):
+    bench.channels.close()
+    rotating.have_new = True
+    assert bench.channels.main.channel is bench.main
+    assert len(bench.made) == 1

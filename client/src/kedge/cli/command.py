@@ -1,5 +1,6 @@
 """The command put together, and how it ends: 0, 1 with a line on standard error, or 2 for wrong usage."""
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -48,6 +49,7 @@ def _common(
 
 def run() -> None:
     """Runs the command that the arguments name; what fails becomes one line and exit code 1."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC writes a line for each attempt at a handshake
     try:
         app()
     except (KedgeError, CommandError) as error:

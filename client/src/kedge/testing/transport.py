@@ -270,6 +270,11 @@ class FakeExchange:
         self._transport = transport
         self._manifest = manifest
 
+    @property
+    def is_outdated(self) -> bool:
+        """It needs no credentials."""
+        return False
+
     def push(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
         """Sends one contribution."""
         return self._transport.push(self._manifest, push)

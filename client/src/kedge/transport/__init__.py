@@ -60,6 +60,11 @@ class Exchange(Protocol):
     `close` may be called from another thread; it ends what is under way.
     """
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether another is to be opened before the next operation: credentials have changed."""
+        ...
+
     def push(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
         """Sends one contribution; blocks until its result, and the weights if `push.pull` asks for them, are here."""
         ...

@@ -9,10 +9,12 @@ among them. A connection that is lost stays silent for ever; so one that is give
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import grpc
 
+from kedge.transport.credentials import Credentials, Metadata
 from kedge.wire.errors import KedgeError
 
 QUIET_SECONDS = 5.0
@@ -33,17 +35,22 @@ class Connection:
     Args:
         channel: shares its connection with no other.
         clock: seconds that only grow.
+        metadata: what goes along with each call.
 
     Attributes:
         channel: as given.
+        metadata: as given.
+        is_retired: whether credentials have changed since it was made. What is under way on it goes on.
         made_at: the clock's time.
         moved_at: when a message was last sent or received; `made_at` before the first.
         heard_at: when one was last received; None before the first.
     """
 
-    def __init__(self, channel: grpc.Channel, clock: Callable[[], float]) -> None:
+    def __init__(self, channel: grpc.Channel, clock: Callable[[], float], metadata: Metadata = None) -> None:
         self._clock = clock
         self.channel = channel
+        self.metadata = metadata
+        self.is_retired = False
         self.made_at = self.moved_at = clock()
         self.heard_at: float | None = None
 
@@ -63,15 +70,27 @@ class Channels:
     that is replaced: once, as soon as a heartbeat is answered and nothing has moved for a while. So a server that is
     away for long costs no main connection, and neither does a slow link whose upload goes on.
 
+    When credentials have changed there are other connections for what comes. The ones of before end with the last of
+    their calls.
+
     Args:
-        make: makes a channel that shares its connection with no other.
+        make: makes a channel, with the credentials of now, that shares its connection with no other.
+        credentials: of the calls.
         clock: seconds that only grow.
     """
 
-    def __init__(self, make: Callable[[], grpc.Channel], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        make: Callable[[], grpc.Channel],
+        *,
+        credentials: Credentials | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._make = make
+        self._credentials = credentials or Credentials()
         self._clock = clock
         self._changing = threading.Lock()
+        self._retired: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._main = self._connect()
         self._beats: Connection | None = None
         self._doubted_at: float | None = None
@@ -86,6 +105,7 @@ class Channels:
     @property
     def main(self) -> Connection:
         """The connection of all calls but heartbeats, as of now: ask for it at each call."""
+        self._look()
         return self._main
 
     @property
@@ -95,12 +115,23 @@ class Channels:
 
     def for_beats(self) -> Connection:
         """The connection for heartbeats. Joining makes it: only one that was there can tell that it was lost."""
+        self._look()
         with self._changing:
             if self._beats is None:
                 if self._is_closed:
                     return self._main  # which is closed, and says so
                 self._beats = self._connect()
             return self._beats
+
+    def is_outdated(self, connection: Connection, *, at_once: bool = False) -> bool:
+        """Whether credentials have changed since a connection was made.
+
+        Args:
+            connection: one of these.
+            at_once: look now, however lately it was looked.
+        """
+        self._look(at_once=at_once)
+        return connection.is_retired
 
     def beat(self, call: Callable[[Connection], object]) -> None:
         """Makes one call on the connection for heartbeats, and draws its conclusions.
@@ -115,7 +146,7 @@ class Channels:
         try:
             call(beats)
         except KedgeError as error:
-            if error.reason == "SERVER_UNAVAILABLE":
+            if error.reason in ("SERVER_UNAVAILABLE", "TLS_FAILED"):
                 self._doubt(beats)
             else:
                 self._settle(beats, is_last=True)
@@ -126,12 +157,25 @@ class Channels:
         """Ends every call and the connections. May be called twice."""
         with self._changing:
             self._is_closed = True
-        self._main.channel.close()
-        if self._beats is not None:
-            self._beats.channel.close()
+            ended = [self._main, *([self._beats] if self._beats else []), *self._retired]
+        for connection in ended:
+            connection.channel.close()
 
     def _connect(self) -> Connection:
-        return Connection(self._make(), self._clock)
+        return Connection(self._make(), self._clock, self._credentials.metadata)
+
+    def _look(self, *, at_once: bool = False) -> None:
+        """Makes other connections if credentials have changed."""
+        with self._changing:
+            if self._is_closed or not self._credentials.have_changed(at_once=at_once):
+                return
+            for connection in filter(None, (self._main, self._beats)):
+                connection.is_retired = True
+                self._retired.add(connection)
+            self._main = self._connect()
+            if self._beats is not None:
+                self._beats = self._connect()
+            self._doubted_at = None
 
     def _doubt(self, beats: Connection) -> None:
         """Notes that a heartbeat on this connection was not answered, and replaces it."""

@@ -1,8 +1,10 @@
 """Between the transport's values and protobuf messages."""
 
 from collections.abc import Iterable
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, get_args
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kedge.transport.status import internal_error
 from kedge.transport.values import (
@@ -158,7 +160,7 @@ def checkpoint(message: checkpoint_service_pb2.Checkpoint) -> Checkpoint:
     return Checkpoint(
         name=message.name,
         step=message.step,
-        create_time=message.create_time.ToDatetime(tzinfo=UTC),
+        create_time=_time(message.create_time),
         size_bytes=message.size_bytes,
         metrics=dict(message.metrics),
     )
@@ -168,7 +170,7 @@ def run_info(message: run_pb2.Run) -> RunInfo:
     """A run; its manifest is None where the view has none."""
     return RunInfo(
         name=message.name,
-        create_time=message.create_time.ToDatetime(tzinfo=UTC),
+        create_time=_time(message.create_time),
         parameter_count=message.parameter_count,
         optimizer=convert.optimizer_from_wire(message.optimizer),
         aggregation=policy_from_wire(message.aggregation),
@@ -216,7 +218,7 @@ def _worker_status(worker: run_pb2.Worker) -> WorkerStatus:
 def _event(message: run_pb2.Event, kind: EventKind) -> Event:
     return Event(
         number=message.number,
-        time=message.time.ToDatetime(tzinfo=UTC),
+        time=_time(message.time),
         kind=kind,
         step=message.step,
         worker=message.worker,
@@ -229,6 +231,13 @@ def _event(message: run_pb2.Event, kind: EventKind) -> Event:
         skipped_counts={name.lower(): count for name, count in message.skipped_counts.items()},
         checkpoint=message.checkpoint,
     )
+
+
+def _time(message: Timestamp) -> datetime:
+    try:
+        return message.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise internal_error(f"the server sent a time that is none: {error}") from None
 
 
 def _optional(message: Any, field: str) -> float | None:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -11,9 +12,11 @@ from google.protobuf.message import Message
 from kedge.optim.controls import Change
 from kedge.transport import Channel, convert
 from kedge.transport.channels import Channels, Connection
+from kedge.transport.credentials import Credentials
 from kedge.transport.memory import LentMemory, Offer, unavailable
+from kedge.transport.probe import Diagnosis
 from kedge.transport.status import cancelled_error, error_from_rpc, internal_error
-from kedge.transport.stream import GrpcExchange, GrpcWatch, answers, messages_of, read_weights, reported
+from kedge.transport.stream import ErrorOf, GrpcExchange, GrpcWatch, answers, messages_of, read_weights, reported
 from kedge.transport.values import (
     Checkpoint,
     Lease,
@@ -47,6 +50,7 @@ HEARTBEAT_TIMEOUT_SECONDS = 3.0
 
 _LIST_PAGE_SIZE = 1000
 _READY_POLL_SECONDS = 0.1
+_FIRST_PATIENCE_SECONDS = 1.0
 _CHECKPOINTS = "CheckpointService"
 
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
@@ -77,30 +81,40 @@ class GrpcTransport:
 
     Args:
         address: host:port, or any target that gRPC resolves.
+        credentials: what is shown there, and who is trusted.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         keep_freed_memory()
+        held = credentials or Credentials()
         self._address = address
-        self._channels = Channels(lambda: grpc.insecure_channel(address, options=CHANNEL_OPTIONS))
+        self._is_secure = held.is_secure
+        self._diagnosis = Diagnosis(address, held)
+        self._channels = Channels(lambda: held.channel(address, CHANNEL_OPTIONS), credentials=held)
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
         """Returns once the server has answered a small question.
 
         Raises:
-            KedgeError: SERVER_UNAVAILABLE; UNSUPPORTED if it is no Kedge server.
+            KedgeError: SERVER_UNAVAILABLE; TLS_FAILED, as soon as that is seen; UNAUTHENTICATED; UNSUPPORTED if it is
+                no Kedge server.
         """
-        give_up_at = time.monotonic() + timeout_seconds
+        give_up_at, patience = time.monotonic() + timeout_seconds, _FIRST_PATIENCE_SECONDS
         request = run_service_pb2.ListRunsRequest(page_size=1)
         answer = run_service_pb2.ListRunsResponse
         while True:
-            remaining = give_up_at - time.monotonic()
+            remaining = max(give_up_at - time.monotonic(), 0.0)
             try:
-                self._call("ListRuns", request, answer, timeout_seconds=max(remaining, 0.0), wait_for_ready=True)
+                self._call("ListRuns", request, answer, timeout_seconds=min(remaining, patience), wait_for_ready=True)
                 return
             except KedgeError as error:
                 if error.entry.retry is not Retry.BACKOFF:
                     raise
+                # gRPC itself would try until the end, and say no more than that there is no connection.
+                diagnosed = self._diagnosis.of(error, min(max(remaining, _READY_POLL_SECONDS), patience))
+                if diagnosed.reason == "TLS_FAILED":
+                    raise diagnosed from None
+                patience *= 2  # a server that is slow to answer is not asked anew for ever
                 if time.monotonic() >= give_up_at:
                     raise self._unreachable(timeout_seconds, error) from None
             time.sleep(_READY_POLL_SECONDS)
@@ -117,7 +131,7 @@ class GrpcTransport:
             response_deserializer=_parser(run_service_pb2.CreateRunResponse),
         )
         messages = reported(messages_of(header, encoder, run_service_pb2.CreateRunRequest), connection)
-        response = self._invoke(lambda: call(messages))
+        response = self._invoke(connection, lambda: call(messages, metadata=connection.metadata))
         return convert.run_info(response.run)
 
     def get_run(self, name: str, *, with_manifest: bool = True) -> RunInfo:
@@ -198,7 +212,8 @@ class GrpcTransport:
             response_deserializer=_parser(run_service_pb2.WatchRunResponse),
         )
         message = convert.watch_request(run, start)
-        watch: GrpcWatch = self._invoke(lambda: GrpcWatch(call(message), self._error, connection))
+        begun = self._invoke(connection, lambda: call(message, metadata=connection.metadata))
+        watch: GrpcWatch = self._invoke(connection, lambda: GrpcWatch(begun, self._error_of(connection), connection))
         return watch
 
     def create_checkpoint(self, run: str, metrics: Mapping[str, float]) -> Checkpoint:
@@ -234,17 +249,27 @@ class GrpcTransport:
             response_deserializer=stream_parser(optimizer_service_pb2.PullWeightsResponse),
         )
         message = optimizer_service_pb2.PullWeightsRequest(run=run, pull=convert.pull_spec(request))
-        stream = self._invoke(lambda: call(message))
+        stream = self._invoke(connection, lambda: call(message, metadata=connection.metadata))
         try:
-            return read_weights(answers(stream, self._error, connection), manifest)
+            return read_weights(answers(stream, self._error_of(connection), connection), manifest)
         finally:
             stream.cancel()
 
     def open_exchange(self, manifest: Manifest, lease: Lease | None = None, channel: Channel = "grpc") -> GrpcExchange:
         """Opens the Exchange stream of one worker."""
         memory = None if lease is None or channel == "grpc" else self._lend(manifest, lease, channel)
-        error_of = self._error if memory is None else self._error_after_lending
-        exchange: GrpcExchange = self._invoke(lambda: GrpcExchange(self._channels.main, manifest, error_of, memory))
+        connection = self._channels.main
+        error_of = self._error_of(connection)
+        exchange: GrpcExchange = self._invoke(
+            connection,
+            lambda: GrpcExchange(
+                connection,
+                manifest,
+                error_of if memory is None else self._after_lending(error_of),
+                memory,
+                is_outdated=lambda: self._channels.is_outdated(connection),
+            ),
+        )
         return exchange
 
     def _lend(self, manifest: Manifest, lease: Lease, channel: Channel) -> LentMemory | None:
@@ -293,15 +318,18 @@ class GrpcTransport:
             request_serializer=serialize,
             response_deserializer=_parser(response_type),
         )
-        response: MessageT = self._invoke(lambda: call(request, timeout=timeout_seconds, wait_for_ready=wait_for_ready))
+        response: MessageT = self._invoke(
+            connection,
+            lambda: call(request, timeout=timeout_seconds, metadata=connection.metadata, wait_for_ready=wait_for_ready),
+        )
         connection.heard()
         return response
 
-    def _invoke(self, call: Callable[[], Any]) -> Any:
+    def _invoke(self, connection: Connection, call: Callable[[], Any]) -> Any:
         try:
             response = call()
         except grpc.RpcError as error:
-            raise self._error(error) from None
+            raise self._error(connection, error) from None
         except ValueError as error:
             raise self._refusal(error) from None
         if isinstance(response, Malformed):
@@ -324,17 +352,37 @@ class GrpcTransport:
         message = f"the connection to {self._address} was lost, and is just made anew"
         return KedgeError("SERVER_UNAVAILABLE", message, address=self._address)
 
-    def _error(self, error: grpc.RpcError, *, is_closed: bool = False) -> KedgeError:
-        return error_from_rpc(error, address=self._address, is_closed=is_closed or self._channels.is_closed)
+    def _error_of(self, connection: Connection) -> ErrorOf:
+        """Makes errors of what gRPC raises for calls on a connection."""
+        return partial(self._error, connection)
 
-    def _error_after_lending(self, error: grpc.RpcError, *, is_closed: bool = False) -> KedgeError:
-        """As `_error`. A ticket that the server took and does not know is one of the server before, or too old."""
-        made = self._error(error, is_closed=is_closed)
-        if made.reason != "SHARED_MEMORY_UNAVAILABLE":
+    def _error(self, connection: Connection, error: grpc.RpcError, *, is_closed: bool = False) -> KedgeError:
+        is_closed = is_closed or self._channels.is_closed
+        made = error_from_rpc(error, address=self._address, is_closed=is_closed)
+        if is_closed:
             return made
-        return KedgeError(
-            "SERVER_UNAVAILABLE", f"the server has lost the memory: {made.message}", address=self._address
-        )
+        if made.reason == "UNAUTHENTICATED" and self._channels.is_outdated(connection, at_once=True):
+            message = f"the call came with credentials that are no longer valid, and there are others by now: {made}"
+            return KedgeError("SERVER_UNAVAILABLE", message, address=self._address)
+        if self._is_secure and made.reason == "SERVER_UNAVAILABLE" and _is_unavailable(error):
+            return self._diagnosis.of(made)
+        return made
+
+    def _after_lending(self, error_of: ErrorOf) -> ErrorOf:
+        """The same errors, but for one: a ticket that the server took and does not know is of the one before."""
+
+        def after_lending(error: grpc.RpcError, *, is_closed: bool = False) -> KedgeError:
+            made = error_of(error, is_closed=is_closed)
+            if made.reason != "SHARED_MEMORY_UNAVAILABLE":
+                return made
+            message = f"the server has lost the memory: {made.message}"
+            return KedgeError("SERVER_UNAVAILABLE", message, address=self._address)
+
+        return after_lending
+
+
+def _is_unavailable(error: Any) -> bool:
+    return bool(error.code() is grpc.StatusCode.UNAVAILABLE)
 
 
 def _parser(message_type: Callable[[], MessageT]) -> Callable[[bytes], MessageT | Malformed]:

@@ -32,7 +32,9 @@ from kedge.wire.convert import dtype_from_wire
 from kedge.wire.errors import KedgeError
 from kedge.wire.manifest import Manifest
 
-ErrorOf = Callable[[grpc.RpcError], KedgeError]
+ErrorOf = Callable[..., KedgeError]
+"""Makes an error of what gRPC raises, and `is_closed`: whether this side has closed the call."""
+
 BufferOf = Callable[[int], np.ndarray]
 
 
@@ -161,15 +163,19 @@ class GrpcExchange:
         manifest: the run's.
         error_of: makes an error of what gRPC raises.
         memory: where float32 payloads are put instead, handed over to the server; None if all go over the connection.
+        is_outdated: whether there are other credentials by now than it was opened with.
     """
 
     def __init__(
         self,
         connection: Connection,
         manifest: Manifest,
-        error_of: Callable[..., KedgeError],
+        error_of: ErrorOf,
         memory: LentMemory | None = None,
+        *,
+        is_outdated: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_outdated = is_outdated
         self._manifest = manifest
         self._memory = memory
         self._buffers = Buffers()
@@ -180,13 +186,18 @@ class GrpcExchange:
             request_serializer=serialize,
             response_deserializer=stream_parser(ExchangeResponse),
         )
-        call = method(reported(_chained(self._requests), connection))
+        call = method(reported(_chained(self._requests), connection), metadata=connection.metadata)
         self._answers = answers(call, lambda error: error_of(error, is_closed=self._is_closed), connection)
         # Also when it is forgotten: gRPC's thread would wait for another request for ever.
         self._end = weakref.finalize(self, _end, self._requests, call)
         self._end.atexit = False
         if memory is not None:
             self._send([ExchangeRequest(memory=ExchangeMemory(ticket=memory.ticket))])
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether another is to be opened before the next operation, for the sake of other credentials."""
+        return self._is_outdated()
 
     def push(self, push: Push) -> tuple[PushResult, WeightsOfStep | None]:
         """Sends one contribution; blocks until its result, and the weights if it asks for them, are here."""
@@ -246,7 +257,7 @@ class GrpcExchange:
 class GrpcWatch:
     """The events of a run, an iterator. Made when the server's first message is here: the watch has begun then."""
 
-    def __init__(self, call: Any, error_of: Callable[..., KedgeError], connection: Connection) -> None:
+    def __init__(self, call: Any, error_of: ErrorOf, connection: Connection) -> None:
         self._call = call
         self._is_closed = False
         self._messages = answers(call, lambda error: error_of(error, is_closed=call.cancelled()), connection)

@@ -130,8 +130,8 @@ def _invalid(text: str, *metadata: str) -> Entry:
     return Entry("INVALID_ARGUMENT", Retry.NEVER, InvalidInputError, metadata, text)
 
 
-def _no_access(status: str, text: str, *metadata: str) -> Entry:
-    return Entry(status, Retry.NEVER, AccessError, metadata, text)
+def _no_access(status: str, text: str, *metadata: str, retry: Retry = Retry.NEVER) -> Entry:
+    return Entry(status, retry, AccessError, metadata, text)
 
 
 CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
@@ -468,10 +468,10 @@ CATALOGUE: MappingProxyType[str, Entry] = MappingProxyType(
         ),
         "TLS_FAILED": _no_access(
             "UNAVAILABLE",
-            "No secure connection came about. `cause` is CERTIFICATE_EXPIRED, CERTIFICATE_NOT_YET_VALID, UNKNOWN_CA, "
-            "WRONG_NAME, CLIENT_CERTIFICATE_REFUSED, SERVER_IS_PLAINTEXT, SERVER_WANTS_TLS, TLS_VERSION or OTHER; the "
-            "message says what to change.",
+            "No TLS, the message says why. `cause` is CERTIFICATE_EXPIRED, CERTIFICATE_NOT_YET_VALID, UNKNOWN_CA, "
+            "WRONG_NAME, CLIENT_CERTIFICATE_REFUSED, SERVER_IS_PLAINTEXT, SERVER_WANTS_TLS, TLS_VERSION or OTHER.",
             *("address", "cause"),
+            retry=Retry.BACKOFF,  # files may be replaced meanwhile
         ),
         "SERVER_UNAVAILABLE": Entry(
             "UNAVAILABLE",

@@ -136,19 +136,23 @@ class LeaseTable:
             worker_id, epoch=epoch, duration_seconds=duration_seconds, now_seconds=now_seconds, owner=owner
         )
 
-    def require_owner(self, worker_id: str, owner: str) -> None:
+    def require_owner(self, worker_id: str, owner: str, epoch: int | None = None) -> None:
         """Lets nobody use a worker's lease, or learn what became of its contributions, but who joined it.
+
+        Args:
+            worker_id: the worker.
+            owner: whose credentials the call has; "" where nobody is asked, and so nobody refused.
+            epoch: of the lease that is meant; the last one counts where that is not remembered, or none is given.
 
         Raises:
             KedgeError: WRONG_IDENTITY.
         """
-        lease = self._last_of(worker_id)
-        if lease is not None and lease.owner and lease.owner != owner:
+        lease = (None if epoch is None else self.remembered(worker_id, epoch)) or self._last_of(worker_id)
+        if lease is not None and owner and lease.owner and lease.owner != owner:
             worker = f"{self._run}/workers/{worker_id}"
             raise KedgeError(
                 "WRONG_IDENTITY",
-                f"{worker} was joined with other credentials than those of {owner or 'this call'}: join under a name "
-                "of your own",
+                f"{worker} was joined with other credentials than those of {owner}: join under a name of your own",
                 worker=worker,
             )
 

@@ -145,9 +145,9 @@ class RunEngine:
         self._follow()
         return lease
 
-    def require_owner(self, worker_id: str, owner: str) -> None:
+    def require_owner(self, worker_id: str, owner: str, epoch: int | None = None) -> None:
         """Refuses whoever did not join as this worker; see `LeaseTable.require_owner`."""
-        self._coordinator.leases.require_owner(worker_id, owner)
+        self._coordinator.leases.require_owner(worker_id, owner, epoch)
 
     def heartbeat(self, worker_id: str, epoch: int) -> Lease:
         """Renews a lease.

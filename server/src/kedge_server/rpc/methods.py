@@ -25,6 +25,7 @@ from kedge_server.rpc.streams import beginning_within
 _log = structlog.get_logger("kedge.rpc")
 
 _RETRY_AFTER_SECONDS = 0.5
+_UNCOUNTED = contextlib.nullcontext()
 
 AnswerT = TypeVar("AnswerT")
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -53,20 +54,23 @@ class StreamBounds:
         self.read_idle_seconds = read_idle_seconds
 
     @contextlib.contextmanager
-    def one_more(self) -> Iterator[KedgeError | None]:
-        """Counts a stream for as long as it is entered; gives the error if there are too many."""
+    def one_more(self) -> Iterator[None]:
+        """Counts a stream for as long as it is entered.
+
+        Raises:
+            KedgeError: TOO_MANY_STREAMS.
+        """
         if self._open_count >= self._limit:
-            yield KedgeError(
+            raise KedgeError(
                 "TOO_MANY_STREAMS",
                 f"{self._open_count} streams are open, limits.streams is {self._limit}: try again after "
                 f"{_RETRY_AFTER_SECONDS} s",
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
                 limit=self._limit,
             )
-            return
         self._open_count += 1
         try:
-            yield None
+            yield
         finally:
             self._open_count -= 1
 
@@ -89,7 +93,7 @@ def _method_handler(method: MethodDescriptor, servicer: object, guard: "Guard") 
 
 def _parser(method: MethodDescriptor) -> Callable[[bytes], Any]:
     message_type: type[Message] = GetMessageClass(method.input_type)
-    if method.client_streaming:
+    if "payload" in method.input_type.oneofs_by_name:
         return stream_parser(message_type)
     return lambda raw: parse_message(message_type, raw)
 
@@ -125,8 +129,7 @@ class Guard:
         async def guarded(requests: AsyncIterator[Any], context: _Context) -> Message:
             await context.send_initial_metadata(self._generation)
             begun = beginning_within(self._bounds.begin_seconds, _checked_stream(requests))
-            with self._bounds.one_more() as refusal:
-                return await self._answer(method, context, lambda: behaviour(begun), refusal)
+            return await self._answer(method, context, lambda: behaviour(begun), self._bounds.one_more())
 
         return guarded
 
@@ -149,24 +152,22 @@ class Guard:
     async def _send(self, method: str, context: _Context, begin: Callable[[], AsyncGenerator[Answer, None]]) -> None:
         # A coroutine that writes, since a generator that yields to gRPC could not be woken from a write that is stuck.
         outlet = Outlet(context, self._bounds.read_idle_seconds, self._generation)
-        with self._bounds.one_more() as refusal:
-            await self._answer(method, context, lambda: outlet.send_all(begin()), refusal)
+        await self._answer(method, context, lambda: outlet.send_all(begin()), self._bounds.one_more())
 
     async def _answer(
         self,
         method: str,
         context: _Context,
         call: Callable[[], Awaitable[AnswerT]],
-        refusal: KedgeError | None = None,
+        count: contextlib.AbstractContextManager[None] = _UNCOUNTED,
     ) -> AnswerT:
-        """Makes a call, unless it is refused; whatever goes wrong becomes its status."""
-        failure = refusal
-        if failure is None:
-            try:
-                async with self._gate.entered(method, context):
+        """Makes a call, which is counted once it is let in; whatever goes wrong becomes its status."""
+        try:
+            async with self._gate.entered(method, context):
+                with count:
                     return await call()
-            except Exception as error:
-                failure = _as_kedge_error(error)
+        except Exception as error:
+            failure = _as_kedge_error(error)
         # Outside of the except clause and without its traceback: a status may wait for its reader for a while, and
         # nothing that the call has held is to wait along with it.
         return await abort(context, failure.with_traceback(None))

@@ -43,7 +43,7 @@ class OptimizerServicer:
 
     async def offer_memory(self, request: pb.OfferMemoryRequest) -> pb.OfferMemoryResponse:
         """Says where a worker can hand its memory over. Its lease is asked for when it pushes, as in any Exchange."""
-        run = self._runs.of_worker(names.parse_worker(request.worker))
+        run = self._runs.of_worker(names.parse_worker(request.worker), request.epoch)
         offer = self._desk.offer(run.config.manifest.element_count)
         return pb.OfferMemoryResponse(socket=offer.socket_name, ticket=offer.ticket)
 
@@ -53,7 +53,7 @@ class OptimizerServicer:
         if header.HasField("in_memory"):
             _lent(None, header.in_memory)
         worker, contribution = convert.contribution_header(header)
-        run = self._runs.of_worker(worker)
+        run = self._runs.of_worker(worker, contribution.epoch)
         result = await self._receive(requests, header, run, contribution)
         return pb.PushGradientsResponse(result=convert.push_result(result, run))
 
@@ -88,7 +88,7 @@ class OptimizerServicer:
     ) -> AsyncGenerator[Answer, None]:
         """Takes a contribution, and sends the weights that its header asks for."""
         worker, contribution = convert.contribution_header(header)
-        run = self._runs.of_worker(worker)
+        run = self._runs.of_worker(worker, contribution.epoch)
         wish = None
         if header.HasField("pull"):
             wish = _wish(run, header.pull, contribution.worker_id, memory)

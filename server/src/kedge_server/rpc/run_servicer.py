@@ -111,7 +111,7 @@ class RunServicer:
     async def heartbeat(self, request: run_service_pb2.HeartbeatRequest) -> run_service_pb2.HeartbeatResponse:
         """Renews a lease."""
         worker = names.parse_worker(request.worker)
-        run = self._runs.of_worker(worker)
+        run = self._runs.of_worker(worker, request.epoch)
         lease = run.heartbeat(worker.worker_id, request.epoch)
         return run_service_pb2.HeartbeatResponse(
             lease=wire.duration_to_wire(lease.duration_seconds), step=run.snapshot.step
@@ -120,7 +120,7 @@ class RunServicer:
     async def leave_run(self, request: run_service_pb2.LeaveRunRequest) -> run_service_pb2.LeaveRunResponse:
         """Ends a lease."""
         worker = names.parse_worker(request.worker)
-        run = self._runs.of_worker(worker)
+        run = self._runs.of_worker(worker, request.epoch)
         run.leave(worker.worker_id, request.epoch)
         await run.acknowledge()
         return run_service_pb2.LeaveRunResponse()

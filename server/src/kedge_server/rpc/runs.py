@@ -20,14 +20,18 @@ class Runs:
         """
         return self._registry.get(require_run(name))
 
-    def of_worker(self, worker: names.WorkerName) -> RunEngine:
+    def of_worker(self, worker: names.WorkerName, epoch: int | None = None) -> RunEngine:
         """The run of a worker that the caller has joined as, or that nobody has.
+
+        Args:
+            worker: the worker.
+            epoch: of the lease that the call is about; None: the last one.
 
         Raises:
             KedgeError: PERMISSION_DENIED, RUN_NOT_FOUND or WRONG_IDENTITY.
         """
         run = self.get(worker.run)
-        run.require_owner(worker.worker_id, caller().identity)
+        run.require_owner(worker.worker_id, caller().identity, epoch)
         return run
 
     def all(self) -> list[RunEngine]:

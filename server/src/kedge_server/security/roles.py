@@ -1,8 +1,15 @@
 """Who calls, and what they may do."""
 
+import re
 from enum import IntEnum
 from fnmatch import fnmatchcase
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
+
+ALL_RUNS: Final = ("*",)
+"""The patterns of whoever may touch every run."""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_PATTERN = re.compile(r"[A-Za-z0-9._*-]{1,63}")
 
 
 class Role(IntEnum):
@@ -25,7 +32,7 @@ class Role(IntEnum):
         for role in cls:
             if role.text == name:
                 return role
-        raise ValueError(f"role {name!r}: write admin, worker or reader")
+        raise ValueError("a role is admin, worker or reader")
 
     @property
     def text(self) -> str:
@@ -39,7 +46,7 @@ class Caller(NamedTuple):
     identity: str
     """A token's id, or a certificate's; "" where nobody is asked."""
     role: Role
-    runs: tuple[str, ...] = ("*",)
+    runs: tuple[str, ...] = ALL_RUNS
     """Patterns of the ids of the runs that it may touch; `*` in them stands for anything."""
 
     def may_touch(self, run_id: str) -> bool:
@@ -51,6 +58,33 @@ EVERYBODY = Caller("", Role.ADMIN)
 """Who calls a server that asks nobody who they are."""
 
 
+def parse_caller(identity: str, role: str, runs: str | None = None) -> Caller:
+    """Who it is that a line of a file, or a certificate, tells of.
+
+    Args:
+        identity: 1 to 63 letters, digits, dots, dashes or underscores.
+        role: its name.
+        runs: patterns, joined by commas; None: every run.
+
+    Raises:
+        ValueError: for what is none. The message does not repeat it, since it may be a secret that went astray.
+    """
+    return Caller(check_identity(identity), Role.parse(role), ALL_RUNS if runs is None else parse_runs(runs))
+
+
+def check_identity(identity: str) -> str:
+    """Returns `identity` if it is one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _ID.fullmatch(identity):
+        raise ValueError(
+            "an id has 1 to 63 letters, digits, dots, dashes or underscores, and begins with a letter or digit"
+        )
+    return identity
+
+
 def parse_runs(text: str) -> tuple[str, ...]:
     """The patterns in a list that is joined by commas.
 
@@ -58,7 +92,6 @@ def parse_runs(text: str) -> tuple[str, ...]:
         ValueError: for one that can be no pattern of a run's id.
     """
     patterns = tuple(text.split(","))
-    for pattern in patterns:
-        if not pattern or any(not (c.isascii() and (c.isalnum() or c in "-_.*")) for c in pattern):
-            raise ValueError(f"run {pattern!r}: write ids of runs, as digits, or patterns, as exp-*, joined by commas")
+    if not all(map(_PATTERN.fullmatch, patterns)):
+        raise ValueError("runs are ids, as digits, or patterns of them, as exp-*, joined by commas")
     return patterns

@@ -12,13 +12,11 @@ import secrets
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from kedge_server.security.roles import Caller, Role, parse_runs
+from kedge_server.security.roles import ALL_RUNS, Caller, Role, check_identity, parse_caller
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PREFIX: Final = "kedge_"
 _SECRET_BYTES = 32
-_ALL_RUNS = ("*",)
 
 
 class Token(NamedTuple):
@@ -30,11 +28,11 @@ class Token(NamedTuple):
     @property
     def line(self) -> str:
         """As it stands in a file."""
-        runs = [] if self.caller.runs == _ALL_RUNS else [",".join(self.caller.runs)]
+        runs = [] if self.caller.runs == ALL_RUNS else [",".join(self.caller.runs)]
         return ":".join([self.caller.identity, self.caller.role.text, *runs, self.sha256.hex()])
 
 
-def new_token(identity: str, role: Role, runs: tuple[str, ...] = _ALL_RUNS) -> tuple[str, Token]:
+def new_token(identity: str, role: Role, runs: tuple[str, ...] = ALL_RUNS) -> tuple[str, Token]:
     """Makes a token of 256 random bits.
 
     Returns:
@@ -43,54 +41,54 @@ def new_token(identity: str, role: Role, runs: tuple[str, ...] = _ALL_RUNS) -> t
     Raises:
         ValueError: for an identity that cannot stand in a file.
     """
-    _check_identity(identity)
     token = _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-    return token, Token(Caller(identity, role, runs), _digest(token))
+    return token, Token(Caller(check_identity(identity), role, runs), digest(token))
 
 
 def parse_tokens(text: str) -> tuple[Token, ...]:
     """What a file says.
 
     Raises:
-        ValueError: for a line that is none. The message has its number, and not what stands in it.
+        ValueError: for a line that is none, or has the token of another one. The message has its number, and not what
+            stands in it.
     """
     tokens: list[Token] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    lines_of: dict[bytes, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
         stripped = line.strip()
-        if stripped and not stripped.startswith("#"):
-            try:
-                tokens.append(_parse_line(stripped))
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
+        if not stripped or stripped.startswith("#"):
+            continue
+        try:
+            token = _parse_line(stripped)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        # Else to take one of the lines out would look like an end of the token, and be none.
+        if token.sha256 in lines_of:
+            raise ValueError(f"line {number}: the token of line {lines_of[token.sha256]} again: keep one of the lines")
+        lines_of[token.sha256] = number
+        tokens.append(token)
     return tuple(tokens)
 
 
-def find(tokens: Iterable[Token], presented: str) -> Caller | None:
-    """Whose token it is; None if nobody's. Takes as long for a token that is nearly right as for any other."""
-    digest, found = _digest(presented), None
+def find(tokens: Iterable[Token], presented: bytes) -> Caller | None:
+    """Whose token has this digest; None if nobody's. Takes as long for one that is nearly right as for any other."""
+    found = None
     for token in tokens:
-        if hmac.compare_digest(token.sha256, digest):
+        if hmac.compare_digest(token.sha256, presented):
             found = token.caller
     return found
+
+
+def digest(token: str) -> bytes:
+    """The SHA-256 of a token, whatever stands in it."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def _parse_line(line: str) -> Token:
     fields = line.split(":")
     if len(fields) not in (3, 4):
         raise ValueError("write id:role:sha256, or id:role:runs:sha256")
-    identity, role, *runs, digest = fields
-    _check_identity(identity)
-    if not _DIGEST.fullmatch(digest):
+    *caller, sha256 = fields
+    if not _DIGEST.fullmatch(sha256):
         raise ValueError("the last field is the SHA-256 of a token, 64 hexadecimal digits in lower case")
-    return Token(Caller(identity, Role.parse(role), parse_runs(runs[0]) if runs else _ALL_RUNS), bytes.fromhex(digest))
-
-
-def _check_identity(identity: str) -> None:
-    if not _ID.fullmatch(identity):
-        raise ValueError(
-            "an id has 1 to 63 letters, digits, dots, dashes or underscores, and begins with a letter or digit"
-        )
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+    return Token(parse_caller(*caller), bytes.fromhex(sha256))

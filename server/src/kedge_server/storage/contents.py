@@ -71,7 +71,14 @@ def decode(raw: bytes) -> Contents:
     Raises:
         ValueError: it is not whole, or of another version; the message says so.
     """
-    value: dict[str, Any] = json.loads(unseal(raw))
+    body = unseal(raw)
+    try:
+        return _decoded(json.loads(body))
+    except (TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"it is not what this server writes: {error}") from error
+
+
+def _decoded(value: dict[str, Any]) -> Contents:
     if value["version"] != VERSION:
         raise ValueError(f"it is of version {value['version']}, and this server reads version {VERSION}")
     return Contents(

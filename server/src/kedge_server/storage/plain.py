@@ -62,7 +62,7 @@ def decode(raw: bytes) -> Any:
     """
     try:
         return _value(json.loads(raw))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise StorageError(f"what is stored cannot be read: {error}; {_ADVICE}") from error
 
 

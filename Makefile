@@ -19,6 +19,8 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 LOCK_ARGS ?=
+FUZZ_INPUTS ?= 100000
+FUZZ_ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -35,7 +37,7 @@ ifneq ($(shell cat $(PROTO_INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(PROTO_INSTALLED)
 endif
 
-.PHONY: help setup torch demo test soak lint types fmt docs proto bench lock clean
+.PHONY: help setup torch demo up down test soak fuzz lint types fmt docs proto bench lock clean
 
 help: ## Say what the targets are (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +51,12 @@ torch: $(INSTALLED) ## Add PyTorch to .venv, from where pip finds it; without it
 demo: $(INSTALLED) ## Train on handwritten digits against a server on this machine (DEMO_ARGS)
 	@$(BIN)/python examples/digits/demo.py $(DEMO_ARGS)
 
+up: ## Start a server and workers in containers (WORKERS=4, KEDGE_PORT=50051, TLS=1, GPU=1)
+	@docker/compose.sh up
+
+down: ## End what `make up` has started; what the server holds stays in its volume
+	@docker/compose.sh down
+
 # The executable and not `python -m pytest`: the latter puts the root on sys.path, where client/ and server/ would be
 # importable as namespace packages.
 test: $(INSTALLED) ## Run the tests (PYTEST_ARGS)
@@ -57,10 +65,14 @@ test: $(INSTALLED) ## Run the tests (PYTEST_ARGS)
 soak: $(INSTALLED) ## Run the tests that take long (half an hour)
 	@$(BIN)/pytest -m soak
 
+fuzz: $(INSTALLED) ## Throw FUZZ_INPUTS=100000 at each decoder, RPC and weakness of the port (an hour)
+	@KEDGE_FUZZ_INPUTS='$(FUZZ_INPUTS)' $(BIN)/pytest tests/fuzz -n 2 --timeout 7200 $(FUZZ_ARGS)
+
 lint: $(INSTALLED) $(PROTO_INSTALLED) ## Check style, layers, protos, and that what is generated is fresh
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/hadolint docker/*.Dockerfile
 	.venv-proto/bin/python tools/generate_protos.py --check
 	tools/lint_protos.sh
 	$(BIN)/python tools/generate_errors.py --check

@@ -28,5 +28,8 @@ compile requirements.lock --group dev --extra cli --no-emit-package kedge --no-e
 # What the images hold, at the same versions.
 compile docker/server.lock --constraints requirements.lock --no-emit-package kedge --no-emit-package kedge-server \
     client/pyproject.toml server/pyproject.toml
+compile docker/server-cuda13.lock --constraints requirements.lock --group cuda13 --no-emit-package kedge \
+    --no-emit-package kedge-server client/pyproject.toml server/pyproject.toml
 compile docker/worker.lock --constraints requirements.lock --group worker --no-emit-package kedge client/pyproject.toml
+compile docker/build.lock --constraints requirements.lock --group wheel
 compile requirements-proto.lock --group proto "$@"

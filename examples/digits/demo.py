@@ -40,7 +40,7 @@ class Demo:
 
     def train(self, client: kedge.Client, screen: display.Display) -> None:
         """Starts the workers, and watches until they have finished."""
-        run = model.open_run(client, quorum=self._worker_count)
+        run = model.open_run(client, aggregation=kedge.Synchronous(quorum=self._worker_count))
         for index in range(self._worker_count):
             self._start_worker(index, part=index)
         while self._fleet.is_training():

@@ -7,6 +7,7 @@ import numpy as np
 import kedge
 from data import Digits
 from kedge import optim
+from kedge.policies import Policy
 
 RUN = "digits"
 LEASE_SECONDS = 3.0
@@ -16,13 +17,13 @@ _SIZES = {"hidden": (64, 128), "output": (128, 10)}
 _SEED = 0
 
 
-def open_run(client: kedge.Client, *, quorum: int) -> kedge.Run:
+def open_run(client: kedge.Client, *, aggregation: Policy) -> kedge.Run:
     """The run, created by whoever comes first."""
     return client.get_or_create_run(
         RUN,
         params=init(),
         optimizer=optim.Lookahead(optim.AdaBelief(lr=2e-3), sync_period=5, alpha=0.5),
-        aggregation=kedge.Synchronous(quorum=quorum),
+        aggregation=aggregation,
     )
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     shard = data.shard(train_digits, arguments.part, arguments.parts)
     batches = data.batches(shard, size=model.BATCH_SIZE, seed=arguments.part)
     with kedge.connect() as client:
-        run = model.open_run(client, quorum=arguments.parts)
+        run = model.open_run(client, aggregation=kedge.Synchronous(quorum=arguments.parts))
         outcomes = train(run, arguments.name, batches, steps=arguments.steps)
     print(f"{outcomes['applied']} applied, {outcomes['rejected']} rejected")
 

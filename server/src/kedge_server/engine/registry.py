@@ -26,6 +26,7 @@ from kedge_server.core.stored import Arrays
 from kedge_server.engine.clock import Clock, LoopClock
 from kedge_server.engine.device import DeviceThread, Writer, default_block_elements
 from kedge_server.engine.durability import FoundRun, MemoryStore, RunStore, Storage
+from kedge_server.engine.lasting import lasting
 from kedge_server.engine.limits import Limits
 from kedge_server.engine.recovery import plan_of, recover, writer_of
 from kedge_server.engine.run import RunEngine
@@ -248,7 +249,7 @@ class Registry:
         Raises:
             KedgeError: as `find_created`.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._create(new, plan, weights)))
+        return await lasting(self._create(new, plan, weights))
 
     async def _create(self, new: NewRun, plan: Plan, weights: StagingBuffer) -> RunEngine:
         try:
@@ -267,7 +268,7 @@ class Registry:
         Raises:
             KedgeError: as `find_created` and `RunEngine.restore`.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._fork(run, checkpoint_id, name, request_id)))
+        return await lasting(self._fork(run, checkpoint_id, name, request_id))
 
     async def _fork(self, run: RunEngine, checkpoint_id: str, name: str, request_id: str) -> RunEngine:
         new = _like(run, name, request_id)
@@ -339,7 +340,7 @@ class Registry:
         Raises:
             KedgeError: RUN_NOT_FOUND; STORAGE_UNAVAILABLE: it has ended, but what is stored of it could not be deleted.
         """
-        await asyncio.shield(asyncio.ensure_future(self._delete(name)))
+        await lasting(self._delete(name))
 
     async def _delete(self, name: str) -> None:
         run = self.get(name)

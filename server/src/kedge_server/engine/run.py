@@ -33,6 +33,7 @@ from kedge_server.engine.device import DeviceThread, Writer
 from kedge_server.engine.durability import RunStore
 from kedge_server.engine.feed import Feed
 from kedge_server.engine.held import HeldBuffers
+from kedge_server.engine.lasting import lasting
 from kedge_server.engine.outcomes import Outcomes
 from kedge_server.engine.pipeline import Pipeline
 from kedge_server.engine.publication import OPEN, Publication
@@ -355,7 +356,7 @@ class RunEngine:
             KedgeError: CHECKPOINT_NOT_FOUND, CHECKPOINT_DAMAGED, DURABILITY_UNAVAILABLE, STORAGE_FULL or
                 STORAGE_UNAVAILABLE; then nothing has changed.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._restore(checkpoint_id, request_id)))
+        return await lasting(self._restore(checkpoint_id, request_id))
 
     async def _restore(self, checkpoint_id: str, request_id: str) -> int:
         async with self._restoring:

@@ -255,6 +255,29 @@ def test_a_certificate_that_expires_in_training_is_what_is_reported_in_the_end(
             assert client.list_runs() == [], "the same client goes on with the file's new content"
 
 
+def test_connections_that_end_for_their_age_are_no_matter(
+    ca: Authority, eventually: Callable[[Callable[[], object]], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    own, ages = ca.issue("aging", hosts=(), uris=["kedge://alice/admin"]), {"max_connection_age_seconds": 0.5}
+    with (
+        secure_server(ca.issue("aged"), ca.ca_file, max_connection_age_grace_seconds=0.1, **ages) as server,
+        kedge.connect(server.address, ca_file=ca.ca_file, **pair(own)) as client,
+        caplog.at_level(logging.DEBUG, logger="kedge"),
+    ):
+        params = {"w": np.zeros(1, np.float32)}
+        run = client.create_run("r", params=params, optimizer=optim.SGD(lr=1.0), aggregation=kedge.Synchronous(1))
+        with run.join(transport="grpc") as worker:
+            worker.pull()
+
+            def has_been_cut_often() -> bool:
+                worker.step({"w": np.ones(1, np.float32)})
+                return caplog.text.count("has ended the connection for its age") >= 3
+
+            eventually(has_been_cut_often)
+            assert run.status().applied_count == worker.step_number
+    assert [record for record in caplog.records if "its age" in record.message and record.levelno > logging.DEBUG] == []
+
+
 def test_no_secret_is_in_an_error_a_log_or_a_repr(
     tls: ServerProcess, ca: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

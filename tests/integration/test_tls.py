@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from certificates import EXPIRED, LOOPBACK, NOT_YET_VALID, Authority, Issued
+from grpc.experimental import session_cache
 from secure_wire import SecureWireClient, secure_server
 from server_process import EXECUTABLE, ServerProcess
 from wire_client import WireClient, floats, push_stream, reason_of
@@ -178,6 +179,29 @@ def test_certificate_that_expires_while_the_server_runs_keeps_clients_out_and_is
         late.close()
         eventually(lambda: any("expired" in line for line in server.log))
         assert sum("expired" in line for line in server.log) == 1
+
+
+def test_session_of_a_certificate_that_has_expired_is_not_resumed(
+    site: Site, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    own = site.ca.issue("brief", hosts=(), uris=["kedge://mallory/admin"], days=(-1, 3 / 86400))
+    credentials = grpc.ssl_channel_credentials(site.ca.ca, own.key, own.cert)
+    sessions = session_cache.ssl_session_cache_lru(4)
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.ssl_session_cache", sessions)]
+
+    def is_let_in() -> bool:
+        client = WireClient(site.mutual.address)
+        client.channel.close()
+        client.channel = grpc.secure_channel(site.mutual.address, credentials, options=options)
+        try:
+            return listed(client) >= 0
+        except grpc.RpcError:
+            return False
+        finally:
+            client.close()
+
+    assert is_let_in()
+    eventually(lambda: not is_let_in())
 
 
 def test_certificate_says_who_calls_and_a_token_beside_it_counts_for_nothing(site: Site, run_id: str) -> None:

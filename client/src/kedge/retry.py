@@ -58,6 +58,7 @@ class Retrier:
         """
         give_up_at: float | None = None
         limit = FIRST_DELAY_SECONDS
+        is_said = False
         while True:
             if self._closed.is_set():
                 raise KedgeError("CANCELLED", "the client was closed: make another with kedge.connect")
@@ -69,8 +70,10 @@ class Retrier:
                     raise
                 now = self._clock()
                 if give_up_at is None or now - began_at > max(SILENCE_SECONDS, self._retry_seconds):
-                    give_up_at, limit = now + self._retry_seconds, FIRST_DELAY_SECONDS
+                    give_up_at, limit, is_said = now + self._retry_seconds, FIRST_DELAY_SECONDS, False
+                if not is_said and error.retry_after_seconds != 0:  # what may be repeated at once is in good order
                     self._say(error)
+                    is_said = True
                 if now >= give_up_at:
                     raise
                 _logger.debug("repeating a call after %s", error)

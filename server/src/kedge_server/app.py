@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeAlias
 
 import grpc
 import structlog
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from kedge.wire.codec import MAX_MESSAGE_BYTES
 from kedge_server.config import ConfigError, ServerConfig, TlsSection
@@ -30,10 +31,14 @@ from kedge_server.telemetry import logging
 
 _log = structlog.get_logger("kedge.app")
 
+_Watch: TypeAlias = Callable[[], Awaitable[None]]
+"""Looks at something again and again, until it is cancelled."""
+
 _MOST_MILLISECONDS = 2**31 - 1
 """What gRPC takes for "never"."""
 
 _CHECKPOINTS_EVERY_SECONDS = 1.0
+_WATCH_PAUSE_SECONDS = 1.0
 
 _HURRY_SECONDS = 2.0
 _LEAST_GRACE_SECONDS = 0.2
@@ -88,14 +93,17 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     address = _listen(server, config.server.listen, certificates)
     idle, desk = IdleStreams(), MemoryDesk(is_wanted=config.server.shared_memory)
     handlers = services.handlers(registry, idle, desk, access, with_reflection=config.server.reflection)
-    server.add_generic_rpc_handlers(handlers)
     healthiness = HealthServicer(services.NAMES, services.stream_bounds(registry.limits))
-    add_HealthServicer_to_server(healthiness, server)
+    server.add_generic_rpc_handlers((*handlers, healthiness.handler))
     await server.start()
     _say_serving(config, address, run_count=len(registry.list()))
     on_listening(address)
-    watches = [_take_due_checkpoints(registry), access.watch(), *([certificates.watch()] if certificates else [])]
-    watching = [asyncio.create_task(watch) for watch in watches]
+    watches: list[_Watch] = [
+        partial(_take_due_checkpoints, registry),
+        access.watch,
+        *([certificates.watch] if certificates else []),
+    ]
+    watching = [asyncio.create_task(_keep(watch)) for watch in watches]
     await stop.wanted.wait()
     for task in watching:
         task.cancel()
@@ -123,6 +131,16 @@ def _say_serving(config: ServerConfig, address: str, *, run_count: int) -> None:
         data_dir=str(data_dir.absolute() if data_dir else ""),
         runs=run_count,
     )
+
+
+async def _keep(watch: _Watch) -> None:
+    """Has a watch that a defect ends begin anew."""
+    while True:
+        try:
+            await watch()
+        except Exception as error:
+            _log.exception("defect", error=type(error).__name__)
+            await asyncio.sleep(_WATCH_PAUSE_SECONDS)
 
 
 async def _take_due_checkpoints(registry: Registry) -> None:

@@ -86,9 +86,9 @@ class Credentials:
         with self._looking:
             self._look_at = self._clock() + LOOK_SECONDS
             seen = self._stamps()
-            is_settled = at_once or seen == self._seen_last
+            is_settled = seen == self._seen_last  # one file of several is written before the others
             self._seen_last = seen
-            if seen == self._seen or not is_settled:  # one file of several is written before the others
+            if not at_once and (seen == self._seen or not is_settled):
                 return False
             self._seen = seen
             try:

@@ -97,6 +97,7 @@ class Diagnosis:
         if self._looking.acquire(blocking=False):
             try:
                 if self._clock() >= self._look_at:
+                    self._found = None  # for who comes meanwhile
                     self._found = _find(self._address, self._credentials, timeout_seconds)
                     self._look_at = self._clock() + _PAUSE_SECONDS
             finally:

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from kedge.wire.errors import DOMAIN, KedgeError
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_OF_AGE = "max connection age"  # as gRPC's servers say it
 
 
 def error_from_rpc(error: grpc.RpcError, *, address: str, is_closed: bool) -> KedgeError:
@@ -64,6 +65,12 @@ def _error_from_code(call: Any, address: str, *, is_closed: bool) -> KedgeError:
     code, details = call.code(), call.details() or "no details"
     if code is grpc.StatusCode.CANCELLED and is_closed:
         return cancelled_error()
+    if code is grpc.StatusCode.UNAVAILABLE and _OF_AGE in details:
+        message = (
+            f"{address} has ended the connection for its age, and with it this call: what takes longer than "
+            "tls.max_connection_age_grace_seconds of that server needs more of it"
+        )
+        return KedgeError("SERVER_UNAVAILABLE", message, retry_after_seconds=0.0, address=address)
     # A call that someone else cancels is one whose server, or a proxy before it, is going away.
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         message = f"no answer from {address} ({details}): check that kedge-server runs there and can be reached"

@@ -15,12 +15,12 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from kedge.wire.codec import Malformed, parse_message, serialize, stream_parser
+from kedge.wire.codec import parse_message, serialize, stream_parser
 from kedge.wire.errors import KedgeError
 from kedge_server.rpc.gate import Gate
 from kedge_server.rpc.outlet import Answer, Outlet
 from kedge_server.rpc.status import abort
-from kedge_server.rpc.streams import beginning_within
+from kedge_server.rpc.streams import beginning_within, checked, only_message
 
 _log = structlog.get_logger("kedge.rpc")
 
@@ -30,11 +30,11 @@ _UNCOUNTED = contextlib.nullcontext()
 AnswerT = TypeVar("AnswerT")
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-_HANDLERS: dict[tuple[bool, bool], "Callable[..., grpc.RpcMethodHandler[Any, Any]]"] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
+# All take a stream of requests, on the wire the same as a single one: of that gRPC would read up to 4 MiB before
+# anybody could ask who calls, and wait for the rest for ever.
+_HANDLERS: dict[bool, "Callable[..., grpc.RpcMethodHandler[Any, Any]]"] = {
+    False: grpc.stream_unary_rpc_method_handler,
+    True: grpc.stream_stream_rpc_method_handler,
 }
 
 
@@ -84,7 +84,7 @@ def service_handler(service: ServiceDescriptor, servicer: object, guard: "Guard"
 def _method_handler(method: MethodDescriptor, servicer: object, guard: "Guard") -> "grpc.RpcMethodHandler[Any, Any]":
     behaviour = getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
     kind = method.client_streaming, method.server_streaming
-    return _HANDLERS[kind](
+    return _HANDLERS[method.server_streaming](
         guard.of_kind[kind](method.full_name, behaviour),
         request_deserializer=_parser(method),
         response_serializer=serialize,
@@ -119,9 +119,12 @@ class Guard:
         }
 
     def _unary(self, method: str, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
-        async def guarded(request: Any, context: _Context) -> Message:
+        async def guarded(requests: AsyncIterator[Any], context: _Context) -> Message:
+            async def call() -> Message:
+                return await behaviour(await only_message(self._bounds.begin_seconds, requests))
+
             await context.send_initial_metadata(self._generation)
-            return await self._answer(method, context, lambda: behaviour(_checked(request)))
+            return await self._answer(method, context, call)
 
         return guarded
 
@@ -136,8 +139,11 @@ class Guard:
     def _download(
         self, method: str, behaviour: Callable[..., AsyncGenerator[Answer, None]]
     ) -> Callable[..., Awaitable[None]]:
-        async def guarded(request: Any, context: _Context) -> None:
-            await self._send(method, context, lambda: behaviour(_checked(request)))
+        async def guarded(requests: AsyncIterator[Any], context: _Context) -> None:
+            async def begin() -> AsyncGenerator[Answer, None]:
+                return behaviour(await only_message(self._bounds.begin_seconds, requests))
+
+            await self._send(method, context, begin)
 
         return guarded
 
@@ -145,14 +151,23 @@ class Guard:
         self, method: str, behaviour: Callable[..., AsyncGenerator[Answer, None]]
     ) -> Callable[..., Awaitable[None]]:
         async def guarded(requests: AsyncIterator[Any], context: _Context) -> None:
-            await self._send(method, context, lambda: behaviour(_checked_stream(requests)))
+            async def begin() -> AsyncGenerator[Answer, None]:
+                return behaviour(_checked_stream(requests))
+
+            await self._send(method, context, begin)
 
         return guarded
 
-    async def _send(self, method: str, context: _Context, begin: Callable[[], AsyncGenerator[Answer, None]]) -> None:
+    async def _send(
+        self, method: str, context: _Context, begin: Callable[[], Awaitable[AsyncGenerator[Answer, None]]]
+    ) -> None:
         # A coroutine that writes, since a generator that yields to gRPC could not be woken from a write that is stuck.
         outlet = Outlet(context, self._bounds.read_idle_seconds, self._generation)
-        await self._answer(method, context, lambda: outlet.send_all(begin()), self._bounds.one_more())
+
+        async def call() -> None:
+            await outlet.send_all(await begin())
+
+        await self._answer(method, context, call, self._bounds.one_more())
 
     async def _answer(
         self,
@@ -175,13 +190,7 @@ class Guard:
 
 async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for message in requests:
-        yield _checked(message)
-
-
-def _checked(message: Any) -> Any:
-    if isinstance(message, Malformed):
-        raise KedgeError("MALFORMED_MESSAGE", f"the bytes are not this method's message: {message.detail}")
-    return message
+        yield checked(message)
 
 
 def _as_kedge_error(error: Exception) -> KedgeError:

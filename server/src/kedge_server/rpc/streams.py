@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from google.protobuf.message import Message
 
-from kedge.wire.codec import Chunk
+from kedge.wire.codec import Chunk, Malformed
 from kedge.wire.compressed import gradient_decoder
 from kedge.wire.errors import KedgeError
 from kedge_server.core.admission import Inspection
@@ -117,21 +117,53 @@ async def _fill(pieces: Iterable[np.ndarray], inspection: Inspection) -> None:
             await asyncio.sleep(0)
 
 
+async def first_within(seconds: float, requests: AsyncIterator[Any]) -> Any:
+    """The first message of a call, None where it has none.
+
+    Raises:
+        KedgeError: UPLOAD_STALLED.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(requests, None)
+    except TimeoutError:
+        raise stalled(seconds, f"no message came for {seconds:g} s") from None
+
+
+async def only_message(seconds: float, requests: AsyncIterator[Any]) -> Any:
+    """The message of a call that has one.
+
+    Raises:
+        KedgeError: MALFORMED_MESSAGE, UPLOAD_STALLED.
+    """
+    message = await first_within(seconds, requests)
+    if message is None:
+        raise KedgeError("MALFORMED_MESSAGE", "the call ended without its message")
+    return checked(message)
+
+
 async def beginning_within(idle_seconds: float, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """The messages of a stream, the first one of which has to come in time.
 
     Raises:
         KedgeError: UPLOAD_STALLED.
     """
-    try:
-        async with asyncio.timeout(idle_seconds):
-            first = await anext(requests, None)
-    except TimeoutError:
-        raise stalled(idle_seconds, f"no header came for {idle_seconds:g} s") from None
+    first = await first_within(idle_seconds, requests)
     if first is not None:
         yield first
         async for message in requests:
             yield message
+
+
+def checked(message: Any) -> Any:
+    """Returns a message.
+
+    Raises:
+        KedgeError: MALFORMED_MESSAGE, if the bytes were none.
+    """
+    if isinstance(message, Malformed):
+        raise KedgeError("MALFORMED_MESSAGE", f"the bytes are not this method's message: {message.detail}")
+    return message
 
 
 def stalled(idle_seconds: float, what: str) -> KedgeError:

@@ -63,7 +63,8 @@ def test_no_message_is_held(
     for stream in range(1, 2 * CALL_COUNT, 2):
         send(stranger, stream, f"/kedge.v1.{method}", almost_whole)
         most = max(most, server.memory_info().rss)
-    eventually(lambda: len(stranger.ended_streams) == CALL_COUNT)
+    # It hangs up on who sends more than it was told to, as this one does where the server is slow.
+    eventually(lambda: stranger.is_closed or len(stranger.ended_streams) == CALL_COUNT)
     assert most - before < 50 << 20
 
 

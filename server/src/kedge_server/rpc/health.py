@@ -56,26 +56,26 @@ class HealthServicer:
         """From now on nothing serves. Those who watch are told, and their calls end."""
         self._ending.set()
 
-    async def _check(self, requests: AsyncIterator[Any], context: _Context) -> HealthCheckResponse:
+    async def _check(self, _: AsyncIterator[Any], context: _Context) -> HealthCheckResponse:
         try:
-            request = await self._only(requests)
+            request = await self._only(context)
         except KedgeError as error:
             return await abort(context, error)
         if request.service not in self._names:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
         return self._answer(request)
 
-    async def _watch(self, requests: AsyncIterator[Any], context: _Context) -> None:
+    async def _watch(self, _: AsyncIterator[Any], context: _Context) -> None:
         try:
-            request = await self._only(requests)
+            request = await self._only(context)
             with self._bounds.one_more():
                 await Outlet(context, self._bounds.read_idle_seconds).send_all(self._answers(request))
         except KedgeError as error:
             await abort(context, error)
 
-    async def _only(self, requests: AsyncIterator[Any]) -> HealthCheckRequest:
+    async def _only(self, context: _Context) -> HealthCheckRequest:
         with self._asking.one_more():
-            request: HealthCheckRequest = await only_message(self._asking.begin_seconds, requests)
+            request: HealthCheckRequest = await only_message(self._asking.begin_seconds, context)
             return request
 
     async def _answers(self, request: HealthCheckRequest) -> AsyncGenerator[HealthCheckResponse, None]:

@@ -119,9 +119,9 @@ class Guard:
         }
 
     def _unary(self, method: str, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
-        async def guarded(requests: AsyncIterator[Any], context: _Context) -> Message:
+        async def guarded(_: AsyncIterator[Any], context: _Context) -> Message:
             async def call() -> Message:
-                return await behaviour(await only_message(self._bounds.begin_seconds, requests))
+                return await behaviour(await only_message(self._bounds.begin_seconds, context))
 
             await context.send_initial_metadata(self._generation)
             return await self._answer(method, context, call)
@@ -139,9 +139,9 @@ class Guard:
     def _download(
         self, method: str, behaviour: Callable[..., AsyncGenerator[Answer, None]]
     ) -> Callable[..., Awaitable[None]]:
-        async def guarded(requests: AsyncIterator[Any], context: _Context) -> None:
+        async def guarded(_: AsyncIterator[Any], context: _Context) -> None:
             async def begin() -> AsyncGenerator[Answer, None]:
-                return behaviour(await only_message(self._bounds.begin_seconds, requests))
+                return behaviour(await only_message(self._bounds.begin_seconds, context))
 
             await self._send(method, context, begin)
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, NamedTuple, Self
 
+import grpc
 import numpy as np
 from google.protobuf.message import Message
 
@@ -117,27 +118,19 @@ async def _fill(pieces: Iterable[np.ndarray], inspection: Inspection) -> None:
             await asyncio.sleep(0)
 
 
-async def first_within(seconds: float, requests: AsyncIterator[Any]) -> Any:
-    """The first message of a call, None where it has none.
-
-    Raises:
-        KedgeError: UPLOAD_STALLED.
-    """
-    try:
-        async with asyncio.timeout(seconds):
-            return await anext(requests, None)
-    except TimeoutError:
-        raise stalled(seconds, f"no message came for {seconds:g} s") from None
-
-
-async def only_message(seconds: float, requests: AsyncIterator[Any]) -> Any:
+async def only_message(seconds: float, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
     """The message of a call that has one.
 
     Raises:
         KedgeError: MALFORMED_MESSAGE, UPLOAD_STALLED.
     """
-    message = await first_within(seconds, requests)
-    if message is None:
+    try:
+        async with asyncio.timeout(seconds):
+            # Not from the iterator of requests, which refers to itself and so to the call: it could not be hung up.
+            message = await context.read()
+    except TimeoutError:
+        raise _no_message(seconds) from None
+    if message is grpc.aio.EOF:
         raise KedgeError("MALFORMED_MESSAGE", "the call ended without its message")
     return checked(message)
 
@@ -148,7 +141,11 @@ async def beginning_within(idle_seconds: float, requests: AsyncIterator[Any]) ->
     Raises:
         KedgeError: UPLOAD_STALLED.
     """
-    first = await first_within(idle_seconds, requests)
+    try:
+        async with asyncio.timeout(idle_seconds):
+            first = await anext(requests, None)
+    except TimeoutError:
+        raise _no_message(idle_seconds) from None
     if first is not None:
         yield first
         async for message in requests:
@@ -169,6 +166,10 @@ def checked(message: Any) -> Any:
 def stalled(idle_seconds: float, what: str) -> KedgeError:
     """The error for an upload that does not go on."""
     return KedgeError("UPLOAD_STALLED", f"{what}: send it again", idle_seconds=idle_seconds)
+
+
+def _no_message(seconds: float) -> KedgeError:
+    return stalled(seconds, f"no message came for {seconds:g} s")
 
 
 def kind_of(message: Message | Chunk | None) -> str:

@@ -72,10 +72,10 @@ def mtls(ca: Authority) -> Iterator[ServerProcess]:
 def bare_server(pair: Issued) -> Iterator[str]:
     """gRPC's own server with any certificate, which this project's server would not start with."""
     server = grpc.server(ThreadPoolExecutor(1))
-    port = server.add_secure_port("localhost:0", grpc.ssl_server_credentials([(pair.key, pair.cert)]))
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(pair.key, pair.cert)]))
     server.start()
     try:
-        yield f"localhost:{port}"
+        yield f"127.0.0.1:{port}"
     finally:
         server.stop(0)
 

@@ -1,6 +1,8 @@
 """What comes to a port that speaks no HTTP/2, or speaks it badly: the bytes of one connection each."""
 
+import contextlib
 import random
+import ssl
 import struct
 from collections.abc import Callable
 
@@ -23,8 +25,25 @@ def garbage(rng: random.Random) -> bytes:
     return rng.randbytes(int(2 ** rng.uniform(0, 11)))
 
 
+def _hello() -> bytes:
+    """What a client of TLS says first."""
+    context, said = ssl.create_default_context(), ssl.MemoryBIO()
+    context.set_alpn_protocols(["h2"])
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), said, server_hostname="localhost").do_handshake()
+    return said.read()
+
+
+_HELLO = _hello()
+
+
 def tls_hello(rng: random.Random) -> bytes:
-    """A TLS record of a handshake, whole or not, with lengths that may lie."""
+    """What a client says first, with bytes replaced and the end cut off, or a record of random bytes."""
+    if rng.random() < 0.5:
+        raw = bytearray(_HELLO)
+        for _ in range(rng.randint(0, 4)):
+            raw[rng.randrange(len(raw))] = rng.randrange(256)
+        return bytes(raw[: rng.choice((len(raw), rng.randint(1, len(raw))))])
     body = rng.randbytes(rng.randrange(300))
     length = rng.choice((len(body), len(body), 0, 0xFFFF))
     hello = b"\x01" + struct.pack(">I", rng.choice((len(body), 0, 0xFFFFFF)))[1:] + body
@@ -146,6 +165,9 @@ ASSAULTS: dict[str, Assault] = {
     "window tricks": window_tricks,
     "lying messages": lying_messages,
 }
+
+BEFORE_TLS = ("raw garbage", "TLS hellos", "HTTP/1", "broken prefaces")
+"""What a port of TLS takes for a bad handshake; the others come after a good one."""
 
 
 def _integer(value: int) -> bytes:

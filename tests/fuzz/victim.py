@@ -10,7 +10,9 @@ from typing import Any
 import grpc
 import numpy as np
 import psutil
+from certificates import Authority
 from google.protobuf.duration_pb2 import Duration
+from secure_wire import SecureWireClient, secure_server
 from server_process import ServerProcess
 from tokens_file import TokensFile
 from wire_client import WireClient, push_stream
@@ -87,23 +89,36 @@ class Victim:
     """A server with its honest worker.
 
     Args:
-        folder: for the file of tokens.
+        folder: for its files of tokens and certificates.
         asks: whether it asks for tokens.
+        over_tls: whether it speaks TLS.
     """
 
-    def __init__(self, folder: Path, *, asks: bool) -> None:
+    def __init__(self, folder: Path, *, asks: bool = False, over_tls: bool = False) -> None:
         tokens = TokensFile(folder / "tokens")
-        self.honest_token = tokens.add("honest", "admin") if asks else None
+        honest_token = tokens.add("honest", "admin") if asks else None
         self.token = tokens.add("fuzz", "admin", "fuzz*,x*") if asks else None
         tokens.write()
-        self.process = ServerProcess(environment=ENVIRONMENT | (tokens.environment if asks else {}))
+        self.authority = Authority(folder) if over_tls else None
+        self.process = self._start(tokens.path if asks else None)
         self.address = self.process.address
         self.pid = self.process.process.pid
-        self.honest = HonestWorker(WireClient(self.address, token=self.honest_token))
+        self.honest = HonestWorker(self._client(honest_token))
 
     def client(self) -> WireClient:
         """One of the fuzzer's."""
-        return WireClient(self.address, token=self.token)
+        return self._client(self.token)
+
+    def _start(self, tokens_file: Path | None) -> ServerProcess:
+        if self.authority is not None:
+            return secure_server(self.authority.issue("server"), tokens_file=tokens_file, others=ENVIRONMENT)
+        asks = {} if tokens_file is None else {"KEDGE_ACCESS__TOKENS_FILE": str(tokens_file)}
+        return ServerProcess(environment=ENVIRONMENT | asks)
+
+    def _client(self, token: str | None) -> WireClient:
+        if self.authority is None:
+            return WireClient(self.address, token=token)
+        return SecureWireClient(self.address, self.authority, token=token)
 
     def close(self) -> None:
         """Ends all of it."""

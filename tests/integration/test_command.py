@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -90,6 +91,19 @@ def test_port_in_use_is_refused_with_its_name(server: ServerProcess) -> None:
     assert second.returncode == 2
     assert server.address in second.stderr
     assert "in use" in second.stderr
+
+
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "[::]"])
+@pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
+def test_port_that_another_has_at_one_address_of_the_host_is_refused(host: str, taken: str) -> None:
+    try:
+        other = socket.create_server((taken, 0), family=socket.AF_INET6 if ":" in taken else socket.AF_INET)
+    except OSError as error:
+        pytest.skip(f"{taken} is no address of this host: {error}")
+    with other:
+        done = kedge_server("serve", "--insecure", "--listen", f"{host}:{other.getsockname()[1]}")
+    assert done.returncode == 2
+    assert "in use" in done.stderr
 
 
 def test_beyond_loopback_it_refuses_to_start_without_insecure() -> None:

@@ -181,7 +181,7 @@ def test_certificate_that_expires_while_the_server_runs_keeps_clients_out_and_is
         assert sum("expired" in line for line in server.log) == 1
 
 
-def test_session_of_a_certificate_that_has_expired_is_not_resumed(
+def test_certificate_that_has_expired_is_worth_nothing_in_a_connection_or_a_session(
     site: Site, eventually: Callable[[Callable[[], object]], None]
 ) -> None:
     own = site.ca.issue("brief", hosts=(), uris=["kedge://mallory/admin"], days=(-1, 3 / 86400))
@@ -189,19 +189,29 @@ def test_session_of_a_certificate_that_has_expired_is_not_resumed(
     sessions = session_cache.ssl_session_cache_lru(4)
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.ssl_session_cache", sessions)]
 
-    def is_let_in() -> bool:
+    def client_with_session() -> WireClient:
         client = WireClient(site.mutual.address)
         client.channel.close()
         client.channel = grpc.secure_channel(site.mutual.address, credentials, options=options)
+        return client
+
+    def is_let_in(client: WireClient) -> bool:
         try:
             return listed(client) >= 0
         except grpc.RpcError:
             return False
-        finally:
-            client.close()
 
-    assert is_let_in()
-    eventually(lambda: not is_let_in())
+    connected = client_with_session()
+    assert is_let_in(connected)
+    eventually(lambda: not is_let_in(connected))
+    with pytest.raises(grpc.RpcError) as caught:
+        listed(connected)
+    assert reason_of(caught.value) == "UNAUTHENTICATED"
+    assert "has expired" in caught.value.details()
+    late = client_with_session()
+    assert not is_let_in(late)
+    for client in (connected, late):
+        client.close()
 
 
 def test_certificate_says_who_calls_and_a_token_beside_it_counts_for_nothing(site: Site, run_id: str) -> None:

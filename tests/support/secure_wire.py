@@ -45,6 +45,7 @@ def secure_server(
     client_cas: Path | None = None,
     *arguments: str,
     tokens_file: Path | None = None,
+    others: dict[str, str] | None = None,
     **tls: float,
 ) -> ServerProcess:
     """A server with this certificate.
@@ -54,9 +55,11 @@ def secure_server(
         client_cas: the file of CAs whose certificates clients have to show; None: they show none.
         arguments: more of the command.
         tokens_file: if it asks for tokens.
+        others: variables of other settings.
         tls: more keys of that section.
     """
     environment = {"KEDGE_TLS__CERT_FILE": str(pair.cert_file), "KEDGE_TLS__KEY_FILE": str(pair.key_file)}
+    environment |= others or {}
     environment |= {f"KEDGE_TLS__{key.upper()}": str(value) for key, value in tls.items()}
     if client_cas is not None:
         environment["KEDGE_TLS__CLIENT_CA_FILE"] = str(client_cas)

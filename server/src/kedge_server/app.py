@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -33,6 +35,13 @@ _log = structlog.get_logger("kedge.app")
 
 _Watch: TypeAlias = Callable[[], Awaitable[None]]
 """Looks at something again and again, until it is cancelled."""
+
+_BOTH_ADDRESSES = {
+    "localhost": ("127.0.0.1", "::1"),
+    "0.0.0.0": ("0.0.0.0", "::"),
+    "[::]": ("0.0.0.0", "::"),
+}
+"""What gRPC listens on for these: one of the two is enough for it."""
 
 _MOST_MILLISECONDS = 2**31 - 1
 """What gRPC takes for "never"."""
@@ -279,20 +288,31 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _listen(server: grpc.aio.Server, listen: str, certificates: ServerCertificates | None) -> str:
-    host, _, _ = listen.rpartition(":")
+    host, _, wanted = listen.rpartition(":")
     tls = ""
     try:
+        _require_free(host, int(wanted))
         if certificates is None:
             port = server.add_insecure_port(listen)
         else:
             tls = " Else gRPC does not take one of the certificates: GRPC_VERBOSITY=ERROR in the environment tells why"
             port = server.add_secure_port(listen, certificates.credentials())
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise ConfigError(
             f"server.listen = {listen!r}: cannot listen there; is the port in use, or the host not this machine's? "
             f"Port 0 picks a free port.{tls}"
         ) from error
     return f"{host}:{port}"
+
+
+def _require_free(host: str, port: int) -> None:
+    """Refuses a port that is another server's at one of two addresses: clients would reach the one or the other."""
+    for address in _BOTH_ADDRESSES.get(host, ()):
+        try:
+            socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:  # else there is no such address here
+                raise
 
 
 def require_safe(config: ServerConfig) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_who_asks_knows_whose_tokens_stand_in_the_file(file: TokensFile) -> None
     assert known.caller(of(f"{token} ")) is None
     assert known.caller(Credentials()) is None
     assert known.caller(certified("kedge://a/admin")) is None  # nobody has verified any certificate
+
+
+@pytest.mark.parametrize(("minutes", "who"), [(1, "a"), (-1, None)])
+def test_certificate_that_has_expired_is_nobodys(file: TokensFile, minutes: int, who: str | None) -> None:
+    token = file.add("b", "worker")
+    file.write()
+    ends_at = datetime.now(UTC) + timedelta(minutes=minutes)
+    known = Access(file.path, takes_certificates=True)
+    identified = certified("kedge://a/worker", token=token)._replace(certificate_ends_at=ends_at)
+    assert getattr(known.caller(identified), "identity", None) == who
+    with_token = certified(token=token)._replace(certificate_ends_at=ends_at)
+    assert (known.caller(with_token) is None) == (who is None)
 
 
 def test_file_without_a_token_lets_nobody_in(file: TokensFile) -> None:

@@ -281,6 +281,35 @@ def test_withdrawn_client_ca_is_out_although_the_pair_is_broken(ca: Authority, s
         assert not port.lets_in(ca, theirs)
 
 
+@pytest.mark.parametrize("event", ["a CA ends", "the file changes", "nothing"])
+def test_sessions_can_be_resumed_until_what_they_were_made_with_changes(
+    ca: Authority, served: Issued, tmp_path: Path, event: str
+) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    bundle, client = tmp_path / "bundle.pem", ca.issue("client")
+    bundle.write_bytes(ca.ca)
+    certificates = ServerCertificates(section(served, client_ca_file=bundle), clock=lambda: now)
+    context = ssl.create_default_context(cafile=ca.ca_file)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # there the session is known with the handshake
+    context.load_cert_chain(client.cert_file, client.key_file)
+    context.set_alpn_protocols(["h2"])
+
+    def session(port: int, resumed: ssl.SSLSession | None = None) -> tuple[ssl.SSLSession | None, bool | None]:
+        plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+        with context.wrap_socket(plain, server_hostname="localhost", session=resumed) as secure:
+            return secure.session, secure.session_reused
+
+    with port_of(certificates) as port:
+        first, _ = session(port.port)
+        assert session(port.port, first)[1]
+        if event == "a CA ends":
+            now += 40 * DAY
+        elif event == "the file changes":
+            bundle.write_bytes(ca.ca + ca.ca)
+        certificates.look()
+        assert session(port.port, first)[1] == (event == "nothing")
+
+
 def test_that_a_certificate_ends_is_said_once_before_and_once_after(ca: Authority) -> None:
     now = datetime.datetime.now(datetime.UTC)
     with capture_logs() as log:

@@ -16,11 +16,12 @@ import grpc
 from kedge.wire import names
 from kedge.wire.errors import KedgeError
 from kedge_server.rpc.permissions import ADMINISTRATIVE, NEEDED_ROLES
-from kedge_server.security import audit
+from kedge_server.security import audit, pem
 from kedge_server.security.access import Access, Credentials
 from kedge_server.security.roles import EVERYBODY, Caller
 from kedge_server.security.tokens import digest
 
+_CERTIFICATE = "x509_pem_cert"
 _CERTIFICATE_URIS = "peer_uri"
 _REFUSALS = ("PERMISSION_DENIED", "WRONG_IDENTITY")
 
@@ -165,10 +166,15 @@ def _require_role(method: str, who: Caller) -> None:
 
 def _credentials(context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Credentials, str]:
     """What a call came with, and what to call that should it not be known."""
-    uris = tuple(uri.decode("utf-8", "replace") for uri in context.auth_context().get(_CERTIFICATE_URIS, ()))
+    peer = context.auth_context()
+    uris = tuple(uri.decode("utf-8", "replace") for uri in peer.get(_CERTIFICATE_URIS, ()))
+    certificate = b"".join(peer.get(_CERTIFICATE, ()))
     token, what = _token(context)
-    credentials = Credentials(None if token is None else digest(token), uris)
-    if credentials.identity_uris:
+    token_sha256 = None if token is None else digest(token)
+    credentials = Credentials(token_sha256, uris, pem.ends_at(certificate) if certificate else None)
+    if credentials.has_expired:
+        what = "a client certificate that has expired"
+    elif credentials.identity_uris:
         what = "a client certificate whose kedge:// URI is not understood, or has several"
     return credentials, what
 

@@ -7,6 +7,7 @@ without such a URI is a way in, and no identity; one with several is nobody's.
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -32,11 +33,18 @@ class Credentials(NamedTuple):
     token_sha256: bytes | None = None
     certificate_uris: tuple[str, ...] = ()
     """The URIs of a client certificate that was verified."""
+    certificate_ends_at: datetime | None = None
+    """Until when it holds: the handshake looked at that, but a connection lasts on, and a session may be resumed."""
 
     @property
     def identity_uris(self) -> tuple[str, ...]:
         """What the certificate says of its holder: nothing, one thing, or several, of which none counts."""
         return tuple(uri for uri in self.certificate_uris if uri.startswith(_SCHEME))
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether the certificate, if there is one, holds no more."""
+        return self.certificate_ends_at is not None and datetime.now(UTC) > self.certificate_ends_at
 
 
 class Access:
@@ -69,6 +77,8 @@ class Access:
         """Who comes with these; None if that is not known."""
         if not self.asks:
             return EVERYBODY
+        if credentials.has_expired:
+            return None
         uris = credentials.identity_uris if self._takes_certificates else ()
         if uris:
             return parse_uri(uris[0]) if len(uris) == 1 else None

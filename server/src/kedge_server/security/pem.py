@@ -1,5 +1,8 @@
 """Certificates and keys as files hold them. Whatever is wrong with one is a ValueError, which repeats nothing of it."""
 
+from datetime import UTC, datetime
+from functools import lru_cache
+
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -28,6 +31,15 @@ def certificates(pem: bytes) -> list[x509.Certificate]:
     except _WRONG:
         raise ValueError("it holds no certificates in PEM, or half of one") from None
     return found
+
+
+@lru_cache(maxsize=1024)
+def ends_at(pem: bytes) -> datetime:
+    """Until when one certificate holds. One that cannot be read has ended long ago."""
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    except _WRONG:
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def private_key(pem: bytes) -> PrivateKeyTypes:

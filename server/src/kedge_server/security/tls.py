@@ -5,10 +5,11 @@ used changes nothing, so that whoever replaces one file after the other breaks n
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, cast
 
 import grpc
 import structlog
@@ -25,6 +26,9 @@ SOON: Final = timedelta(days=7)
 _RSA_BITS = 2048
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 """What gRPC's TLS agrees on with its clients. With Ed25519 or P-521 no handshake comes about."""
+
+_HANDSHAKE_BEGINS_SECONDS = 0.2
+"""A thousand times what a handshake takes from asking for its configuration to holding on to it."""
 
 _Content: TypeAlias = bytes | str
 """Of a file; or why it cannot be read."""
@@ -46,6 +50,13 @@ class _Pair(NamedTuple):
     ends_at: datetime
 
 
+class _ClientCas(NamedTuple):
+    """A file of them, as PEM, and when each one ends."""
+
+    bundle: bytes
+    ends_at: tuple[datetime, ...]
+
+
 class ServerCertificates:
     """What a server shows to its clients, and what it wants to see of them. Its watch belongs to one loop.
 
@@ -63,14 +74,31 @@ class ServerCertificates:
         self._seen = self._contents()
         self._pair = self._read_pair(self._seen)
         self._client_cas = self._read_client_cas(self._seen)
+        self._ended_ca_count = self._count_ended_cas()
+        self._version = 1
         self._complaints: list[str] = []
         self._notice = ""
         self._say_read()
 
     def credentials(self) -> grpc.ServerCredentials:
         """What a port of a server is made with."""
-        wants_certificates = self._client_cas is not None
-        return grpc.dynamic_ssl_server_credentials(self._configuration(), self._configuration, wants_certificates)
+        taken = self._version
+
+        def newer() -> grpc.ServerCertificateConfiguration | None:
+            """What gRPC asks for when a handshake begins, in a thread of its own; None: it has the newest.
+
+            It asks in one thread at a time, but then frees what it had, and another handshake may be about to begin
+            with that (https://github.com/grpc/grpc/issues/36693). The pause lets that one begin.
+            """
+            nonlocal taken
+            if taken == self._version:
+                return None
+            time.sleep(_HANDSHAKE_BEGINS_SECONDS)
+            taken = self._version
+            return self._configuration()
+
+        fetch = cast(Callable[[], grpc.ServerCertificateConfiguration], newer)  # the types do not know of None
+        return grpc.dynamic_ssl_server_credentials(self._configuration(), fetch, self._client_cas is not None)
 
     async def watch(self) -> None:
         """Looks at the files again and again. Ends only when it is cancelled."""
@@ -91,6 +119,9 @@ class ServerCertificates:
         if contents != self._seen or self._complaints:  # with time, what is not valid yet becomes so
             self._seen = contents
             self._take(contents)
+        if self._ended_ca_count != self._count_ended_cas():  # in a session that is resumed nobody would see that
+            self._ended_ca_count = self._count_ended_cas()
+            self._version += 1
         self._say_end()
 
     def _take(self, contents: _Contents) -> None:
@@ -110,16 +141,17 @@ class ServerCertificates:
                 _log.error("TLS files cannot be used, what held before holds on", cause=cause)
         self._complaints = complaints
         if (self._pair, self._client_cas) != before:
+            self._version += 1
             self._say_read()
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        """What gRPC asks for before each handshake, in a thread of its own.
+        """What handshakes are made with. A new one ends the sessions that could be resumed."""
+        bundle = None if self._client_cas is None else self._client_cas.bundle
+        return grpc.ssl_server_certificate_configuration([(self._pair.key, self._pair.chain)], bundle)
 
-        A new one each time, though it costs half a millisecond: with it end the sessions that could be resumed, and in
-        one that is resumed nobody looks whether the client's certificate has expired meanwhile.
-        """
-        pairs = [(self._pair.key, self._pair.chain)]
-        return grpc.ssl_server_certificate_configuration(pairs, self._client_cas)
+    def _count_ended_cas(self) -> int:
+        now = self._clock()
+        return 0 if self._client_cas is None else sum(now > end for end in self._client_cas.ends_at)
 
     def _contents(self) -> _Contents:
         tls = self._tls
@@ -140,15 +172,15 @@ class ServerCertificates:
         self._require_valid("cert_file", self._tls.cert_file, chain[0])
         return _Pair(chain_pem, key_pem, chain[0].not_valid_after_utc)
 
-    def _read_client_cas(self, contents: _Contents) -> bytes | None:
+    def _read_client_cas(self, contents: _Contents) -> _ClientCas | None:
         if contents.client_ca is None:
             return None
         path = self._tls.client_ca_file
         bundle = _require("client_ca_file", path, contents.client_ca)
+        cas = _certificates("client_ca_file", path, bundle)
         # Some may have ended: a bundle holds the old one along with the new one.
-        newest = max(_certificates("client_ca_file", path, bundle), key=lambda ca: ca.not_valid_after_utc)
-        self._require_valid("client_ca_file", path, newest)
-        return bundle
+        self._require_valid("client_ca_file", path, max(cas, key=lambda ca: ca.not_valid_after_utc))
+        return _ClientCas(bundle, tuple(ca.not_valid_after_utc for ca in cas))
 
     def _require_valid(self, key: str, path: Path | None, certificate: x509.Certificate) -> None:
         now = self._clock()

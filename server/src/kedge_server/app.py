@@ -268,6 +268,8 @@ def _options(config: ServerConfig) -> list[tuple[str, int | str]]:
         ("grpc.http2.lookahead_bytes", 4 << 20),
         ("grpc.http2.write_buffer_size", 4 << 20),
         ("grpc.optimization_target", "throughput"),
+        # Who breaks a rule of gRPC waits for the answer, up to a second by itself.
+        ("grpc.http.tarpit_max_duration_ms", 500),
         ("grpc.max_allowed_incoming_connections", config.limits.connections),
         # Gradients do not get smaller by it, and a message that is inflated may be any size: only "identity" is known.
         ("grpc.compression_enabled_algorithms_bitset", 1),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,13 +26,23 @@ class ServerEndedError(AssertionError):
 class ServerProcess:
     """Starts a server on a free port of loopback; ends it with SIGTERM.
 
+    Args:
+        arguments: of `serve`.
+        environment: what it has besides this process's.
+        command: what to start in the place of `kedge-server`, its first arguments along with it.
+
     Raises:
         ServerEndedError: if it ends instead of listening.
     """
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        command: Sequence[str | Path] | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            [EXECUTABLE, "serve", "--listen", "127.0.0.1:0", *arguments],
+            [*(command or [EXECUTABLE]), "serve", "--listen", "127.0.0.1:0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

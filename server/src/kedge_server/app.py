@@ -27,6 +27,7 @@ from kedge_server.rpc.calls import make_task
 from kedge_server.rpc.health import HealthServicer
 from kedge_server.rpc.idle import IdleStreams
 from kedge_server.rpc.memory import MemoryDesk
+from kedge_server.rpc.methods import NoMethod
 from kedge_server.security.access import Access
 from kedge_server.security.tls import ServerCertificates
 from kedge_server.telemetry import logging
@@ -103,7 +104,7 @@ async def serve(config: ServerConfig, *, on_listening: Callable[[str], None]) ->
     idle, desk = IdleStreams(), MemoryDesk(is_wanted=config.server.shared_memory)
     handlers = services.handlers(registry, idle, desk, access, with_reflection=config.server.reflection)
     healthiness = HealthServicer(services.NAMES, services.stream_bounds(registry.limits))
-    server.add_generic_rpc_handlers((*handlers, healthiness.handler))
+    server.add_generic_rpc_handlers((*handlers, healthiness.handler, NoMethod()))
     await server.start()
     _say_serving(config, address, run_count=len(registry.list()))
     on_listening(address)

@@ -4,10 +4,11 @@ The handlers use the project's own (de)serializers, and every method is guarded:
 status with details, and nothing else does that; streams are counted, and dropped when they stand still.
 """
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 import structlog
@@ -81,6 +82,19 @@ def service_handler(service: ServiceDescriptor, servicer: object, guard: "Guard"
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
+class NoMethod(grpc.GenericRpcHandler):
+    """Handles what nothing else does. Of such a call that its peer cancels, gRPC would keep the answer for ever."""
+
+    def service(self, call: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Refuses any call."""
+        message = f"{call.method} is no method of this server: bring client and server to the same version"
+
+        async def refuse(_: AsyncIterator[bytes], context: _Context) -> NoReturn:
+            await abort(context, KedgeError("UNSUPPORTED", message, method=call.method))
+
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+
 def _method_handler(method: MethodDescriptor, servicer: object, guard: "Guard") -> "grpc.RpcMethodHandler[Any, Any]":
     behaviour = getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
     kind = method.client_streaming, method.server_streaming
@@ -104,7 +118,7 @@ class Guard:
     Args:
         gate: lets calls in.
         bounds: of the streams.
-        generation: of the server; every answer says it, before anything else.
+        generation: of the server; every call that is let in is told of it, before anything else.
     """
 
     def __init__(self, gate: Gate, bounds: StreamBounds, generation: int) -> None:
@@ -121,18 +135,20 @@ class Guard:
     def _unary(self, method: str, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
         async def guarded(_: AsyncIterator[Any], context: _Context) -> Message:
             async def call() -> Message:
+                await self._greet(context)
                 return await behaviour(await only_message(self._bounds.begin_seconds, context))
 
-            await context.send_initial_metadata(self._generation)
             return await self._answer(method, context, call)
 
         return guarded
 
     def _upload(self, method: str, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
         async def guarded(requests: AsyncIterator[Any], context: _Context) -> Message:
-            await context.send_initial_metadata(self._generation)
-            begun = beginning_within(self._bounds.begin_seconds, _checked_stream(requests))
-            return await self._answer(method, context, lambda: behaviour(begun), self._bounds.one_more())
+            async def call() -> Message:
+                await self._greet(context)
+                return await behaviour(beginning_within(self._bounds.begin_seconds, _checked_stream(requests)))
+
+            return await self._answer(method, context, call, self._bounds.one_more())
 
         return guarded
 
@@ -157,6 +173,12 @@ class Guard:
             await self._send(method, context, begin)
 
         return guarded
+
+    async def _greet(self, context: _Context) -> None:
+        try:
+            await context.send_initial_metadata(self._generation)
+        except grpc.aio.InternalError:  # the peer has gone
+            raise asyncio.CancelledError from None
 
     async def _send(
         self, method: str, context: _Context, begin: Callable[[], Awaitable[AsyncGenerator[Answer, None]]]

@@ -14,6 +14,7 @@ from kedge.wire.compressed import gradient_decoder
 from kedge.wire.errors import KedgeError
 from kedge_server.core.admission import Inspection
 from kedge_server.engine.limits import Limits
+from kedge_server.rpc import calls
 
 _PIECES_A_TURN = 16
 """Of compressed gradients, up to 64 Ki elements each: about a millisecond."""
@@ -125,9 +126,8 @@ async def only_message(seconds: float, context: "grpc.aio.ServicerContext[Any, A
         KedgeError: MALFORMED_MESSAGE, UPLOAD_STALLED.
     """
     try:
-        async with asyncio.timeout(seconds):
-            # Not from the iterator of requests, which refers to itself and so to the call: it could not be hung up.
-            message = await context.read()
+        # Not from the iterator of requests, which refers to itself and so to the call: it could not be hung up.
+        message = await calls.read(context, seconds)
     except TimeoutError:
         raise _no_message(seconds) from None
     if message is grpc.aio.EOF:

@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from server_process import ServerProcess
 from wire_client import (
     WireClient,
     chunks,
@@ -335,3 +336,12 @@ def test_every_reason_has_a_number_of_its_own_in_the_proto() -> None:
 
     names = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118  an enum wrapper, no dict
     assert names == set(CATALOGUE) | {"UNSPECIFIED"}
+
+
+@pytest.mark.parametrize("path", ["/kedge.v1.RunService/Guess", "/kedge.v2.RunService/GetRun", "/"])
+def test_what_is_no_method_is_refused_by_its_name(server: ServerProcess, path: str) -> None:
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(path)(b"", timeout=20)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert error_info(caught.value).reason == "UNSUPPORTED"
+    assert error_info(caught.value).metadata["method"] == path

@@ -217,7 +217,7 @@ def batches(requests: Requests, count: int) -> Sequence[list[bytes]]:
     room = 0
     for _ in range(count):
         data = requests.next()
-        if room < len(data) or len(made[-1]) == requests.batch_size:
+        if not made or room < len(data) or len(made[-1]) == requests.batch_size:
             made.append([])
             room = BATCH_BYTES
         room -= len(data)

@@ -66,7 +66,7 @@ soak: $(INSTALLED) ## Run the tests that take long (half an hour)
 	@$(BIN)/pytest -m soak
 
 fuzz: $(INSTALLED) ## Throw FUZZ_INPUTS=100000 at each decoder, RPC and weakness of the port (an hour)
-	@KEDGE_FUZZ_INPUTS='$(FUZZ_INPUTS)' $(BIN)/pytest tests/fuzz --timeout 7200 $(FUZZ_ARGS)
+	@KEDGE_FUZZ_INPUTS='$(FUZZ_INPUTS)' $(BIN)/pytest tests/fuzz -n 2 --dist worksteal --timeout 7200 $(FUZZ_ARGS)
 
 lint: $(INSTALLED) $(PROTO_INSTALLED) ## Check style, layers, protos, and that what is generated is fresh
 	$(BIN)/ruff check $(CODE)

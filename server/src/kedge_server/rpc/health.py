@@ -12,7 +12,7 @@ from kedge.wire.codec import parse_message, serialize
 from kedge.wire.errors import KedgeError
 from kedge_server.rpc.methods import StreamBounds
 from kedge_server.rpc.outlet import Outlet
-from kedge_server.rpc.status import abort, peer_has_not_gone
+from kedge_server.rpc.status import abort, let_cancellation_come
 from kedge_server.rpc.streams import only_message
 
 _ASKING_SECONDS: Final = 2.0
@@ -76,7 +76,7 @@ class HealthServicer:
     async def _only(self, context: _Context) -> HealthCheckRequest:
         with self._asking.one_more():
             request: HealthCheckRequest = await only_message(self._asking.begin_seconds, context)
-            await peer_has_not_gone()
+            await let_cancellation_come()
             return request
 
     async def _answers(self, request: HealthCheckRequest) -> AsyncGenerator[HealthCheckResponse, None]:

@@ -19,7 +19,7 @@ _FAREWELL_SECONDS = 1.0
 """A reader that stalled and goes on within this time learns why its call ended."""
 
 
-async def peer_has_not_gone() -> None:
+async def let_cancellation_come() -> None:
     """Waits until gRPC has told of a call that its peer has cancelled already, which ends it here.
 
     To be awaited before an answer to somebody who need not be known: of what is sent into a cancelled call gRPC's aio
@@ -32,7 +32,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: KedgeError) 
     """Ends the call with the error's status, by raising; without it, where the peer does not take that."""
     code = grpc.StatusCode[error.entry.status]
     details = _status(error, code).SerializeToString()
-    await peer_has_not_gone()
+    await let_cancellation_come()
     try:
         async with asyncio.timeout(_FAREWELL_SECONDS):
             await context.abort(code, error.message[:_MAX_TEXT], trailing_metadata=((_DETAILS_KEY, details),))

@@ -18,8 +18,6 @@ from .victim import Victim, persistently
 
 _TLS_SHARE = 10
 """Behind a handshake comes the same as without: a tenth of the inputs."""
-_WARM_UP_SHARE = 10
-"""As much more comes before, for gRPC and malloc keep what as many connections as are open at once have ever needed."""
 _OPEN_AT_ONCE = 200
 _CONNECT_SECONDS = 30
 """More come than a busy machine accepts, and one whose turn does not come is tried again by TCP, after seconds."""
@@ -123,7 +121,7 @@ def test_port_bears_what_is_no_call(victim: Victim, name: str) -> None:
     rng = random.Random(SEED ^ zlib.crc32(name.encode()))
     context = None if name in BEFORE_TLS else tls_context(victim)
     where = "TLS" if context else "no TLS" if victim.authority is None else "for TLS"
+    assail(victim, ASSAULTS[name], 100, rng, Figures(""), context)
     count = CALLS // _TLS_SHARE if context else CALLS
-    assail(victim, ASSAULTS[name], max(100, count // _WARM_UP_SHARE), rng, Figures(""), context)
     with victim.under(f"{name}, {where}") as figures:
         assail(victim, ASSAULTS[name], count, rng, figures, context)
